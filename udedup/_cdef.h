@@ -1,0 +1,132 @@
+/* What cffi knows of libudedup.so. Each section names the header it repeats; keep them in step:
+ * the compiler refuses a build in which they differ. Add your own section at the end. */
+
+/* ---- udedup.h --------------------------------------------------------------------------------- */
+/* include: udedup.h */
+
+void ud_digest_pages(const void *pages, size_t n, size_t page_size, const uint64_t key[2], uint64_t *out);
+const char *ud_digest_backend(void);
+int ud_digest_use(const char *name);
+int ud_equal(const void *a, const void *b, size_t n);
+int ud_is_zero(const void *page, size_t n);
+
+int ud_join(const char *socket_path, int regions_advised);
+int ud_leave(void);
+int ud_advise(void *addr, size_t len, int advice);
+int ud_joined(void);
+int ud_memory_merge_set(int on);
+int ud_memory_merge_get(void);
+const void *ud_ledger_address(void);
+int ud_preloaded(void);
+
+int ud_layout_apply(uint64_t shift);
+
+/* ---- ledger.h ---------------------------------------------------------------------------------- */
+/* include: ledger.h */
+
+#define UD_LEDGER_MAGIC ...
+#define UD_LEDGER_VERSION ...
+#define UD_BLOCK_PAGES ...
+#define UD_SLOT_BITS ...
+#define UD_FREEZE_BUCKETS ...
+
+enum ud_page_state {
+    UD_PG_NONE, UD_PG_VOLATILE, UD_PG_STABLE, UD_PG_MERGED, UD_PG_ZERO, UD_PG_SHARED, UD_PG_REFUSED, ...
+};
+enum ud_cause {
+    UD_CAUSE_CHANGED, UD_CAUSE_GONE, UD_CAUSE_STACK, UD_CAUSE_LOCKED, UD_CAUSE_VMAS, UD_CAUSE_NOMEM,
+    UD_CAUSE_BUSY, UD_CAUSE_HOLD_DEADLINE, UD_CAUSE_HOLD_TRACED, UD_CAUSE_HOLD_REFUSED, UD_CAUSE_SYSCALL,
+    UD_CAUSE_SEALS, UD_CAUSE_SEGMENT, UD_CAUSE_PINNED, UD_CAUSE_COUNT, ...
+};
+
+struct ud_block_head {
+    uint64_t vaddr;
+    uint32_t gen;
+    uint32_t flags;
+};
+
+struct ud_ledger_header {
+    uint64_t magic;
+    uint32_t version, page_shift, pid, capacity, block_count, gen;
+    uint64_t heads_off, states_off, entries_off, size;
+    uint64_t passes, pages_scanned, pages_skipped, pages_checked, pages_merged, pages_zeroed, pages_split;
+    uint64_t pages_unmerged, pages_published;
+    uint64_t merge_failures[...];
+    uint64_t freezes, freeze_us_max, freeze_us_sum;
+    uint64_t freeze_hist[...];
+    uint64_t agent_cpu_us;
+    uint32_t vmas_used, vmas_budget, hold_kind, track_kind, tracked_pages, mode, regions_mode, preloaded;
+    uint64_t private_bytes, eligible_pages, huge_pages, eintr_repairs, segment_fds, metadata_bytes;
+    char cause_text[96];
+    ...;
+};
+
+/* ---- wire.h ------------------------------------------------------------------------------------ */
+/* include: wire.h */
+
+#define UD_WIRE_MAGIC ...
+#define UD_WIRE_VERSION ...
+#define UD_MSG_MAX ...
+#define UD_MSG_MAX_RUNS ...
+
+enum ud_msg_type {
+    UD_MSG_HELLO, UD_MSG_WELCOME, UD_MSG_SEGMENT, UD_MSG_PASS, UD_MSG_PUBLISH, UD_MSG_PUBLISHED,
+    UD_MSG_MERGE, UD_MSG_RESULT, UD_MSG_UNMERGE, UD_MSG_FORGET, UD_MSG_KNOBS, UD_MSG_KICK, UD_MSG_LEAVE, ...
+};
+
+struct ud_msg {
+    uint32_t magic;
+    uint16_t type, version;
+    uint32_t len, plan;
+};
+
+struct ud_knobs {
+    uint32_t run, pages_to_scan, sleep_millisecs, use_zero_pages, smart_scan, max_page_sharing;
+    uint32_t freeze_max_us, min_run, thp_split, vma_share, mode, split, idle_millisecs;
+    ...;
+};
+
+struct ud_msg_hello {
+    struct ud_msg msg;
+    uint32_t pid, page_shift;
+    uint64_t key[2];
+    uint32_t segments, flags;
+    char comm[16];
+};
+
+struct ud_msg_welcome {
+    struct ud_msg msg;
+    uint64_t key[2];
+    struct ud_knobs knobs;
+};
+
+struct ud_msg_segment {
+    struct ud_msg msg;
+    uint64_t segment;
+    uint32_t npages, flags;
+};
+
+struct ud_msg_pass {
+    struct ud_msg msg;
+    uint64_t pass;
+    uint32_t changed, whole;
+};
+
+struct ud_run {
+    uint64_t vaddr;
+    uint32_t npages, slot;
+};
+
+struct ud_msg_runs {
+    struct ud_msg msg;
+    uint64_t segment;
+    uint32_t nruns, flags;
+    struct ud_run runs[];
+};
+
+struct ud_msg_result {
+    struct ud_msg msg;
+    uint64_t segment;
+    uint32_t npages, merged, refused, freezes;
+    uint32_t causes[...];
+};
