@@ -1,0 +1,34 @@
+"""udedup get"""
+
+import click
+
+from udedup.cli._common import connect, domain_option, json_option, print_json
+from udedup.domain import Domain
+from udedup.errors import UdedupError
+
+
+@click.command()
+@domain_option
+@json_option
+@click.argument("knob", required=False)
+def command(domain: Domain, as_json: bool, knob: str | None) -> None:
+    """Print one knob of the domain's merger, or all.
+
+    \b
+    udedup get run
+    udedup get --json
+    """
+    with connect(domain) as client:
+        knobs = client.request("get")
+    if knob is None:
+        if as_json:
+            print_json(knobs)
+        else:
+            click.echo("\n".join(f"{name} {value}" for name, value in knobs.items()))
+        return
+    if knob not in knobs:
+        raise UdedupError(f"no knob {knob!r}; there are: {', '.join(knobs)}")
+    if as_json:
+        print_json({knob: knobs[knob]})
+    else:
+        click.echo(knobs[knob])

@@ -1,0 +1,11 @@
+"""udedup preload-path"""
+
+import click
+
+
+@click.command()
+def command() -> None:
+    """Print the path of libudedup.so, for LD_PRELOAD."""
+    from udedup.core import LIBRARY_PATH
+
+    click.echo(LIBRARY_PATH)

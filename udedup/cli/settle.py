@@ -1,0 +1,22 @@
+"""udedup settle"""
+
+import click
+
+from udedup.cli._common import connect, domain_option
+from udedup.domain import Domain
+
+
+@click.command()
+@domain_option
+@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to wait.")
+@click.pass_context
+def command(ctx: click.Context, domain: Domain, timeout: float) -> None:
+    """Wait until two full passes have found nothing more to merge.
+
+    Exit status 0 when settled, 1 at the time-out.
+    """
+    with connect(domain) as client:
+        reply = client.request("settle", timeout=timeout + 10, **{"seconds": timeout})
+    if not reply.get("settled"):
+        click.echo(f"not settled after {timeout:g} s; give it more --timeout, or see `udedup stat`", err=True)
+        ctx.exit(1)

@@ -1,0 +1,164 @@
+"""The control connection to a domain's merger, and how the merger is started.
+
+One SOCK_SEQPACKET connection; a request is one JSON object with "op", the reply a header packet
+{"ok": true, "chunks": n} and n packets that joined are JSON, or {"ok": false, "error": text}.
+"""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from udedup.domain import Domain
+from udedup.errors import UdedupError
+
+_PACKET_MAX = 65536
+_START_SECONDS = 15.0
+
+
+class NoMerger(UdedupError):
+    """No merger listens in the domain."""
+
+
+class Client:
+    """A connection to the merger of `domain`. Raises NoMerger if none listens, UdedupError on refusal."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+        self.socket = _connect(domain)
+
+    def request(self, op: str, *, timeout: float | None = 30.0, **fields: Any) -> Any:
+        """Sends one request and returns the decoded reply (None if it has no body).
+
+        timeout: seconds to wait for each packet, None for ever. Raises UdedupError.
+        """
+        self.socket.settimeout(timeout)
+        try:
+            self.socket.send(json.dumps({"op": op, **fields}).encode())
+            header = self._packet()
+            if not header.get("ok"):
+                raise UdedupError(str(header.get("error", "the merger refused without a reason")))
+            chunks = [self.socket.recv(_PACKET_MAX) for _ in range(int(header.get("chunks", 0)))]
+        except TimeoutError:
+            raise UdedupError(
+                f"the merger of domain {self.domain.name!r} does not answer; see whether it is stopped"
+            ) from None
+        except OSError as error:
+            raise NoMerger(f"the merger of domain {self.domain.name!r} went away: {error}; run it again") from None
+        return json.loads(b"".join(chunks)) if chunks else None
+
+    def _packet(self) -> dict[str, Any]:
+        data = self.socket.recv(_PACKET_MAX)
+        if not data:
+            raise ConnectionResetError("connection closed")
+        try:
+            reply = json.loads(data)
+        except ValueError:
+            reply = None
+        if not isinstance(reply, dict):
+            raise UdedupError("the merger sent no JSON; does another version of udedup run there?")
+        return reply
+
+    def alive(self) -> bool:
+        """False once the merger has closed its end. Reads nothing that request() waits for."""
+        try:
+            return self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _connect(domain: Domain) -> socket.socket:
+    missing = NoMerger(f"no merger runs in domain {domain.name!r}; start a program with `udedup run -- CMD`")
+    if not domain.check_socket():
+        raise missing
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(os.fspath(domain.socket))
+    except OSError as error:
+        sock.close()
+        if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+            raise missing from None
+        raise UdedupError(f"cannot connect to {domain.socket}: {error.strerror}; check its owner") from None
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid != os.geteuid():
+        sock.close()
+        raise UdedupError(f"{domain.socket} is served by uid {uid}, not by you; choose another --domain")
+    return sock
+
+
+def ensure_merger(domain: Domain) -> Client:
+    """A connection to the domain's merger, which is started in the background if none listens.
+
+    Raises UdedupError if it does not come up within 15 seconds, with what it said.
+    """
+    try:
+        return Client(domain)
+    except NoMerger:
+        pass
+    domain.ensure_dir()
+    said = _spawn_merger(domain)
+    deadline = time.monotonic() + _START_SECONDS
+    pause = 0.005
+    try:
+        while True:
+            try:
+                return Client(domain)
+            except NoMerger:
+                words = os.pread(said, 4096, 0).decode(errors="replace").strip()
+                if words or time.monotonic() > deadline:
+                    cause = words.splitlines()[-1] if words else f"no answer in {_START_SECONDS:.0f} s"
+                    raise UdedupError(
+                        f"the merger did not start: {cause}; run `udedup merger --domain {domain.name}` to see why"
+                    ) from None
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.1)
+    finally:
+        os.close(said)
+
+
+def merger_argv(domain: Domain, linger: float) -> list[str]:
+    """The merger's command line; `udedup merger` stands in it for those who measure from outside."""
+    return [sys.executable, "-P", "-m", "udedup", "merger", "--domain", domain.name, "--linger", str(linger)]
+
+
+def _spawn_merger(domain: Domain) -> int:
+    """Starts it as a grandchild in a session of its own; returns a descriptor with its stderr."""
+    said = os.memfd_create("udedup-merger-stderr")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("UDEDUP_") or key == "UDEDUP_DIR"}
+    # It must not merge itself, nor be held by whom it serves.
+    preload = [item for item in env.get("LD_PRELOAD", "").replace(":", " ").split() if "libudedup" not in item]
+    env.pop("LD_PRELOAD", None)
+    if preload:
+        env["LD_PRELOAD"] = ":".join(preload)
+    linger = float(os.environ.get("UDEDUP_LINGER", "3"))
+    starter = subprocess.run(
+        [*merger_argv(domain, linger), "--background"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+        env=env,
+        cwd="/",
+        start_new_session=True,
+        check=False,
+    )
+    if starter.returncode and not os.fstat(said).st_size:
+        os.write(said, f"exit status {starter.returncode}".encode())
+    return said

@@ -1,0 +1,55 @@
+"""One address layout and one hash seed for a pool: chosen here, applied in the child before exec."""
+
+import os
+import resource
+import secrets
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+MIB = 1 << 20
+SHIFT_MIN = 256 * MIB
+SHIFT_MAX = 1280 * MIB
+
+
+@dataclass(frozen=True)
+class Layout:
+    """shift: bytes the mmap base lies below its lowest place; None where the stack limit is fixed too low."""
+
+    shift: int | None
+    hash_seed: str | None
+
+
+def choose(environ: MutableMapping[str, str]) -> Layout:
+    """Draws a layout at random. A PYTHONHASHSEED of the user's stays as it is (hash_seed None)."""
+    seed = None if environ.get("PYTHONHASHSEED") else str(1 + secrets.randbelow(2**32 - 1))
+    return Layout(shift=choose_shift(), hash_seed=seed)
+
+
+def choose_shift() -> int | None:
+    """A random whole number of pages between SHIFT_MIN and SHIFT_MAX bytes, within the hard limit."""
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    top = SHIFT_MAX if hard == resource.RLIM_INFINITY else min(SHIFT_MAX, hard)
+    page = resource.getpagesize()
+    pages = (top - SHIFT_MIN) // page
+    return None if pages <= 0 else SHIFT_MIN + secrets.randbelow(pages + 1) * page
+
+
+def environment(layout: Layout) -> dict[str, str]:
+    """What the pool's environment gets with the layout."""
+    soft = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    env = {"UDEDUP_STACK": "unlimited" if soft == resource.RLIM_INFINITY else str(soft)}
+    if layout.hash_seed:
+        env["PYTHONHASHSEED"] = layout.hash_seed
+    return env
+
+
+def apply(layout: Layout) -> str | None:
+    """To be called in the child before exec. Returns why the layout stays random, None if all is well."""
+    from udedup.core import lib
+
+    soft = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    unshifted = soft if soft != resource.RLIM_INFINITY else 8 * MIB
+    refused = lib.ud_layout_apply(layout.shift if layout.shift is not None else unshifted)
+    if refused:
+        return f"personality(ADDR_NO_RANDOMIZE) is refused ({os.strerror(-refused)})"
+    return None
