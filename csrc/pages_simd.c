@@ -37,6 +37,10 @@ static int has_avx512(void)
     return (features(0xe6) & bit_AVX512F) != 0;
 }
 
+#ifndef AHEAD
+#define AHEAD 2048 /* bytes to ask for early: the hardware's prefetch stops at the end of each page */
+#endif
+
 #define AVX512 __attribute__((target("avx512f"))) UD_RACY
 #define AVX2 __attribute__((target("avx2"))) UD_RACY
 #define NH512(w, k) _mm512_mul_epu32(_mm512_add_epi32(w, k), _mm512_srli_epi64(_mm512_add_epi32(w, k), 32))
@@ -67,6 +71,10 @@ AVX512 static int equal_avx512(const void *a, const void *b, size_t n)
 {
     const char *x = a, *y = b;
     for (size_t i = 0; i < n; i += 256) {
+        for (size_t j = 0; j < 256; j += 64) {
+            _mm_prefetch(x + i + j + AHEAD, _MM_HINT_T0);
+            _mm_prefetch(y + i + j + AHEAD, _MM_HINT_T0);
+        }
         __m512i d = _mm512_xor_si512(_mm512_loadu_si512(x + i), _mm512_loadu_si512(y + i));
         for (size_t j = 64; j < 256; j += 64)
             d = _mm512_or_si512(d, _mm512_xor_si512(_mm512_loadu_si512(x + i + j), _mm512_loadu_si512(y + i + j)));
@@ -121,6 +129,10 @@ AVX2 static int equal_avx2(const void *a, const void *b, size_t n)
 {
     const char *x = a, *y = b;
     for (size_t i = 0; i < n; i += 128) {
+        for (size_t j = 0; j < 128; j += 64) {
+            _mm_prefetch(x + i + j + AHEAD, _MM_HINT_T0);
+            _mm_prefetch(y + i + j + AHEAD, _MM_HINT_T0);
+        }
         __m256i d = _mm256_xor_si256(load256(x + i), load256(y + i));
         for (size_t j = 32; j < 128; j += 32)
             d = _mm256_or_si256(d, _mm256_xor_si256(load256(x + i + j), load256(y + i + j)));
