@@ -1,0 +1,160 @@
+/* base.c: clock, memory and text for code that runs without libc.
+ *
+ * Guarantees: async-signal-safe; the agent's memory is MADV_DONTFORK and listed, so that it is neither
+ * inherited nor merged.
+ * Fails: ud__alloc gives NULL; the list of own ranges is bounded, and a full list makes ud__alloc fail.
+ */
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "internal.h"
+
+UD_HIDDEN size_t ud__page = 4096;
+UD_HIDDEN unsigned ud__page_shift = 12;
+
+#define OWN_MAX 128
+static struct own {
+    _Atomic uint64_t start, end;
+} own[OWN_MAX];
+
+void ud__base_init(void)
+{
+    extern unsigned long getauxval(unsigned long);
+    size_t p = getauxval(6 /* AT_PAGESZ */);
+    if (p >= 4096 && (p & (p - 1)) == 0)
+        ud__page = p;
+    ud__page_shift = (unsigned)__builtin_ctzl(ud__page);
+}
+
+uint64_t ud__now_us(void)
+{
+    struct timespec t;
+    ud__sys(__NR_clock_gettime, CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+void ud__sleep_us(uint64_t us)
+{
+    struct timespec t = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+    ud__sys(__NR_nanosleep, &t, 0);
+}
+
+void ud__own_add(const void *p, size_t bytes)
+{
+    for (int i = 0; i < OWN_MAX; i++) {
+        uint64_t none = 0;
+        if (atomic_compare_exchange_strong(&own[i].start, &none, (uint64_t)p)) {
+            atomic_store(&own[i].end, (uint64_t)p + bytes);
+            return;
+        }
+    }
+}
+
+void ud__own_del(const void *p)
+{
+    for (int i = 0; i < OWN_MAX; i++)
+        if (atomic_load(&own[i].start) == (uint64_t)p) {
+            atomic_store(&own[i].end, 0);
+            atomic_store(&own[i].start, 0);
+            return;
+        }
+}
+
+int ud__own_overlaps(uint64_t start, uint64_t end)
+{
+    for (int i = 0; i < OWN_MAX; i++) {
+        uint64_t e = atomic_load(&own[i].end);
+        if (e && atomic_load(&own[i].start) < end && start < e)
+            return 1;
+    }
+    return 0;
+}
+
+void ud__own_reset(void)
+{
+    for (int i = 0; i < OWN_MAX; i++) {
+        atomic_store(&own[i].end, 0);
+        atomic_store(&own[i].start, 0);
+    }
+}
+
+void *ud__alloc(size_t bytes)
+{
+    bytes = (bytes + ud__page - 1) & ~(ud__page - 1);
+    long p = ud__sys(__NR_mmap, 0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (ud__is_err(p))
+        return NULL;
+    ud__sys(__NR_madvise, p, bytes, MADV_DONTFORK);
+    ud__own_add((void *)p, bytes);
+    return (void *)p;
+}
+
+void ud__free(void *p, size_t bytes)
+{
+    if (!p)
+        return;
+    bytes = (bytes + ud__page - 1) & ~(ud__page - 1);
+    ud__own_del(p);
+    ud__sys(__NR_munmap, p, bytes);
+}
+
+char *ud__put_str(char *at, const char *end, const char *s)
+{
+    while (*s && at < end - 1)
+        *at++ = *s++;
+    *at = 0;
+    return at;
+}
+
+char *ud__put_dec(char *at, const char *end, uint64_t v)
+{
+    char digits[24];
+    int n = 0;
+    do
+        digits[n++] = (char)('0' + v % 10);
+    while (v /= 10);
+    while (n && at < end - 1)
+        *at++ = digits[--n];
+    *at = 0;
+    return at;
+}
+
+uint64_t ud__get_hex(const char **s)
+{
+    uint64_t v = 0;
+    for (;; (*s)++) {
+        char c = **s;
+        if (c >= '0' && c <= '9')
+            v = v << 4 | (uint64_t)(c - '0');
+        else if (c >= 'a' && c <= 'f')
+            v = v << 4 | (uint64_t)(c - 'a' + 10);
+        else
+            return v;
+    }
+}
+
+uint64_t ud__get_dec(const char **s)
+{
+    uint64_t v = 0;
+    for (; **s >= '0' && **s <= '9'; (*s)++)
+        v = v * 10 + (uint64_t)(**s - '0');
+    return v;
+}
+
+long ud__read_file(const char *path, char *buf, size_t cap)
+{
+    long fd = ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return fd;
+    size_t n = 0;
+    while (n + 1 < cap) {
+        long r = ud__sys(__NR_read, fd, buf + n, cap - 1 - n);
+        if (r <= 0)
+            break;
+        n += (size_t)r;
+    }
+    buf[n] = 0;
+    ud__sys(__NR_close, fd);
+    return (long)n;
+}

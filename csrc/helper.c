@@ -1,0 +1,64 @@
+/* helper.c: a short-lived process on our memory (CLONE_VM): the holder of a batch, the reader of a pass.
+ *
+ * Why a process and not a thread: it may ptrace the threads of ours, and it has signal handlers of its
+ * own. Why short-lived: tools that sum processes would count the memory twice, and exec would orphan it.
+ *
+ * Guarantees: exit signal 0, so wait(2) of the program never sees it; it dies with its starter; its end is
+ * told by a word in our memory, so a program that reaps it with __WALL does not confuse us.
+ * Async-signal-safe.
+ * Fails: -EAGAIN or -ENOMEM from clone; -ECHILD if somebody killed it, in which case the kernel has let go
+ * of every thread it held.
+ */
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#include "internal.h"
+
+struct call {
+    void (*fn)(void *);
+    void *arg;
+    int starter;     /* pid of the process that waits */
+    atomic_int go;   /* futex: the starter has named us as its tracer */
+    atomic_int done;
+};
+
+static void futex_wait(atomic_int *word, int value)
+{
+    while (atomic_load(word) == value)
+        ud__sys(__NR_futex, word, 0 /* FUTEX_WAIT */, value, 0);
+}
+
+static void helper_main(void *arg)
+{
+    struct call *c = arg;
+    ud__sys(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL);
+    ud__sys(__NR_prctl, PR_SET_NAME, "udedup-agent");
+    if (ud__sys(__NR_getppid) == c->starter) {
+        futex_wait(&c->go, 0);
+        c->fn(c->arg);
+        atomic_store(&c->done, 1);
+    }
+    for (;;)
+        ud__sys(__NR_exit, 0);
+}
+
+int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_top)
+{
+    struct call c = {.fn = fn, .arg = arg, .starter = (int)ud__sys(__NR_getpid)};
+    unsigned long flags = CLONE_VM | CLONE_UNTRACED | (share_files ? CLONE_FILES : 0);
+    long pid = ud__clone(flags, stack_top, NULL, NULL, helper_main, &c);
+    if (pid < 0)
+        return (int)pid;
+    ud__sys(__NR_prctl, PR_SET_PTRACER, pid); /* Yama; EINVAL where it is not */
+    atomic_store(&c.go, 1);
+    ud__sys(__NR_futex, &c.go, 1 /* FUTEX_WAKE */, 1);
+    int status;
+    long r;
+    do
+        r = ud__sys(__NR_wait4, pid, &status, __WALL, 0);
+    while (r == -EINTR);
+    /* ECHILD: the program reaped it with __WALL. It no longer runs either way. */
+    return atomic_load(&c.done) ? 0 : -ECHILD;
+}

@@ -1,0 +1,276 @@
+/* hold.c: the write-stop. Runs in a holder (helper.c) and stops every thread of its starter by ptrace.
+ *
+ * Guarantees: after ud__hold_begin returns 0 no thread of the process runs in user space or inside a
+ * system call, except the one that waits for us; none can be made. A signal a thread was about to
+ * take is taken after all. A system call that our stop made return -EINTR is started again. If the holder dies
+ * at any instant the kernel detaches it and the threads run on.
+ * Fails (nobody held afterwards, h->cause says why): the deadline (vfork, uninterruptible sleep), a thread
+ * traced by somebody else, ptrace refused, a group stop (SIGSTOP), more than UD__HOLD_MAX threads.
+ *
+ * Another process on the same memory (a vfork child) is not in our task list: its parent sleeps in vfork,
+ * cannot be stopped, and so the deadline drops the batch.
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "internal.h"
+
+#define PT_CONT 7
+#define PT_DETACH 17
+#define PT_GETREGSET 0x4204
+#define PT_SETREGSET 0x4205
+#define PT_SEIZE 0x4206
+#define PT_INTERRUPT 0x4207
+#define EVENT_STOP 128
+
+enum { T_RUNS = 0, T_STOPPED, T_GONE, T_SKIP };
+
+#if defined(__x86_64__)
+struct regs { /* user_regs_struct */
+    unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss,
+        fs_base, gs_base, ds, es, fs, gs;
+};
+#else
+struct regs { /* user_pt_regs */
+    unsigned long x[31], sp, pc, pstate;
+};
+#endif
+
+static long pt(long request, int tid, long addr, const void *data)
+{
+    return ud__sys(__NR_ptrace, request, tid, addr, data);
+}
+
+static struct ud__held *find(struct ud__hold *h, int tid)
+{
+    for (int i = 0; i < h->count; i++)
+        if (h->t[i].tid == tid)
+            return &h->t[i];
+    return NULL;
+}
+
+/* One field of /proc/PID/task/TID/FILE, after `key` ("" = the file's start). 0, or -errno. */
+static long task_text(const struct ud__hold *h, int tid, const char *file, char *buf, size_t cap)
+{
+    char path[48], *end = path + sizeof path;
+    char *at = ud__put_dec(path, end, (uint64_t)tid);
+    at = ud__put_str(at, end, "/");
+    ud__put_str(at, end, file);
+    long fd = ud__sys(__NR_openat, h->taskfd, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return fd;
+    long n = ud__sys(__NR_read, fd, buf, cap - 1);
+    buf[n > 0 ? n : 0] = 0;
+    ud__sys(__NR_close, fd);
+    return n;
+}
+
+/* A thread we could not seize: is it dying (then skip it), traced, or are we refused? */
+static int why_not_seized(struct ud__hold *h, int tid)
+{
+    char buf[1024];
+    if (task_text(h, tid, "status", buf, sizeof buf) <= 0)
+        return T_SKIP;
+    for (const char *s = buf; *s; s++) {
+        if (s != buf && s[-1] != '\n')
+            continue;
+        if (__builtin_memcmp(s, "State:\t", 7) == 0 && (s[7] == 'Z' || s[7] == 'X'))
+            return T_SKIP;
+        if (__builtin_memcmp(s, "TracerPid:\t", 11) == 0) {
+            h->cause = s[11] == '0' ? UD_CAUSE_HOLD_REFUSED : UD_CAUSE_HOLD_TRACED;
+            return -1;
+        }
+    }
+    h->cause = UD_CAUSE_HOLD_REFUSED;
+    return -1;
+}
+
+static int seize(struct ud__hold *h, int tid)
+{
+    if (h->count == UD__HOLD_MAX) {
+        h->cause = UD_CAUSE_HOLD_DEADLINE;
+        return -1;
+    }
+    struct ud__held *t = &h->t[h->count];
+    *t = (struct ud__held){.tid = tid, .state = T_RUNS};
+    if (pt(PT_SEIZE, tid, 0, NULL) != 0) {
+        int r = why_not_seized(h, tid);
+        if (r < 0)
+            return -1;
+        t->state = (uint8_t)r;
+    } else if (pt(PT_INTERRUPT, tid, 0, NULL) != 0) {
+        t->state = T_GONE;
+    }
+    h->count++;
+    return t->state == T_RUNS;
+}
+
+/* Seizes whoever is in /proc/PID/task and not known yet. New ones, or -1. */
+static int seize_new(struct ud__hold *h)
+{
+    char buf[4096];
+    int fresh = 0;
+    ud__sys(__NR_lseek, h->taskfd, 0, 0);
+    for (;;) {
+        long n = ud__sys(__NR_getdents64, h->taskfd, buf, sizeof buf);
+        if (n <= 0)
+            return fresh;
+        for (long at = 0; at < n;) {
+            const char *entry = buf + at; /* u64 ino, u64 off, u16 reclen, u8 type, name */
+            uint16_t reclen;
+            __builtin_memcpy(&reclen, entry + 16, 2);
+            at += reclen;
+            const char *name = entry + 19;
+            int tid = (int)ud__get_dec(&name);
+            if (tid == 0 || tid == h->spare_tid || find(h, tid))
+                continue;
+            int r = seize(h, tid);
+            if (r < 0)
+                return -1;
+            fresh += r;
+        }
+    }
+}
+
+/* What wait4 said of one thread. -1: give up. */
+static int note_stop(struct ud__hold *h, int tid, int status)
+{
+    struct ud__held *t = find(h, tid);
+    if (!t)
+        return 0;
+    if (!WIFSTOPPED(status)) {
+        t->state = T_GONE;
+        return 0;
+    }
+    int sig = WSTOPSIG(status);
+    if (status >> 16 == EVENT_STOP) {
+        t->state = T_STOPPED;
+        if (sig != SIGTRAP) { /* a group stop: the program is being suspended */
+            h->cause = UD_CAUSE_HOLD_DEADLINE;
+            return -1;
+        }
+    } else {
+        pt(PT_CONT, tid, 0, (void *)(long)sig); /* it takes its signal, our trap is still pending */
+    }
+    return 0;
+}
+
+static int running(const struct ud__hold *h)
+{
+    int n = 0;
+    for (int i = 0; i < h->count; i++)
+        n += h->t[i].state == T_RUNS;
+    return n;
+}
+
+static int wait_all(struct ud__hold *h)
+{
+    uint64_t chld = 1ull << (SIGCHLD - 1);
+    while (running(h)) {
+        int status;
+        long r = ud__sys(__NR_wait4, -1, &status, WNOHANG | __WALL, 0);
+        if (r > 0) {
+            if (note_stop(h, (int)r, status))
+                return -1;
+            continue;
+        }
+        uint64_t now = ud__now_us();
+        if (now >= h->deadline_us) {
+            h->cause = UD_CAUSE_HOLD_DEADLINE;
+            return -1;
+        }
+        uint64_t left = h->deadline_us - now;
+        struct timespec ts = {(time_t)(left / 1000000), (long)(left % 1000000) * 1000};
+        ud__sys(__NR_rt_sigtimedwait, &chld, 0, &ts, 8);
+    }
+    return 0;
+}
+
+/* Reads stack pointers, and starts again what our stop alone interrupted. */
+static void look_at_registers(struct ud__hold *h)
+{
+    for (int i = 0; i < h->count; i++) {
+        struct ud__held *t = &h->t[i];
+        struct regs regs;
+        struct iovec iov = {&regs, sizeof regs};
+        if (t->state != T_STOPPED || pt(PT_GETREGSET, t->tid, 1 /* NT_PRSTATUS */, &iov) != 0)
+            continue;
+        t->sp = regs.sp;
+#if defined(__x86_64__)
+        t->tls = regs.fs_base;
+        /* A signal of the program's own would have pushed its frame by now: ax would be the handler's. close is
+         * left alone: Linux has closed the descriptor even when it says EINTR. */
+        if (UD__GUARD_ON(UD__GUARD_EINTR) && (long)regs.orig_ax >= 0 && (long)regs.ax == -EINTR &&
+            regs.orig_ax != __NR_close) {
+            regs.ax = regs.orig_ax;
+            regs.ip -= 2;
+            if (pt(PT_SETREGSET, t->tid, 1, &iov) == 0)
+                h->repairs++;
+        }
+#endif
+    }
+}
+
+static void signals_for_holder(void)
+{
+    struct {
+        void *handler;
+        unsigned long flags;
+        void *restorer;
+        uint64_t mask;
+    } dfl = {0};
+    /* SIGCHLD must not be ignored, or no stop would wake us; it stays blocked. The table is ours alone. */
+    ud__sys(__NR_rt_sigaction, SIGCHLD, &dfl, 0, 8);
+}
+
+int ud__hold_begin(struct ud__hold *h)
+{
+    char path[48], *end = path + sizeof path;
+    char *at = ud__put_str(path, end, "/proc/");
+    at = ud__put_dec(at, end, (uint64_t)h->pid);
+    ud__put_str(at, end, "/task");
+    h->count = 0;
+    h->cause = UD_CAUSE_HOLD_REFUSED;
+    h->taskfd = (int)ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (h->taskfd < 0)
+        return -1;
+    signals_for_holder();
+    h->began_us = ud__now_us();
+    if (!UD__GUARD_ON(UD__GUARD_HOLD))
+        return 0;
+    int fresh;
+    while ((fresh = seize_new(h)) > 0)
+        if (wait_all(h)) {
+            fresh = -1;
+            break;
+        }
+    if (fresh == 0) {
+        look_at_registers(h);
+        return 0;
+    }
+    ud__hold_end(h);
+    return -1;
+}
+
+void ud__hold_end(struct ud__hold *h)
+{
+    for (int i = 0; i < h->count; i++)
+        if (h->t[i].state == T_STOPPED)
+            pt(PT_DETACH, h->t[i].tid, 0, NULL);
+    /* Threads that never stopped are let go when the holder exits, which is next. */
+    ud__sys(__NR_close, h->taskfd);
+    h->taskfd = -1;
+}
+
+int ud__hold_has_stack(const struct ud__hold *h, uint64_t start, uint64_t end)
+{
+    for (int i = 0; i < h->count; i++) {
+        const struct ud__held *t = &h->t[i];
+        if (t->state == T_STOPPED && t->sp >= start && t->sp < end)
+            return 1;
+    }
+    return 0;
+}

@@ -1,0 +1,290 @@
+/* internal.h: what the files of the agent share. One process has one agent at most: `ud__a`.
+ *
+ * Who may touch what:
+ *   app threads   busy counter, merged map (read, clear), start-up state; everything else is not theirs
+ *   agent         all of it, but never the merged map's table pointer
+ *   holder        what its job points to, the ledger and the merged map, while everybody is held
+ */
+#ifndef UD_INTERNAL_H
+#define UD_INTERNAL_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ledger.h"
+#include "raw.h"
+#include "udedup.h"
+#include "wire.h"
+
+#define UD_HIDDEN __attribute__((visibility("hidden")))
+#define UD_LIKELY(x) __builtin_expect(!!(x), 1)
+#define UD_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* ---- base.c: clock, memory, text ---------------------------------------------------------------- */
+
+extern UD_HIDDEN size_t ud__page;       /* bytes of a page */
+extern UD_HIDDEN unsigned ud__page_shift;
+void ud__base_init(void) UD_HIDDEN;
+uint64_t ud__now_us(void) UD_HIDDEN;    /* CLOCK_MONOTONIC */
+void ud__sleep_us(uint64_t us) UD_HIDDEN;
+/* Memory of the agent's own: never merged, not inherited by fork. NULL when there is none. */
+void *ud__alloc(size_t bytes) UD_HIDDEN;
+void ud__free(void *p, size_t bytes) UD_HIDDEN;
+/* Remembers that [p, p+bytes) is the agent's, whoever mapped it; and the reverse. */
+void ud__own_add(const void *p, size_t bytes) UD_HIDDEN;
+void ud__own_del(const void *p) UD_HIDDEN;
+int ud__own_overlaps(uint64_t start, uint64_t end) UD_HIDDEN;
+void ud__own_reset(void) UD_HIDDEN;
+/* Text without stdio; each returns the end. */
+char *ud__put_str(char *at, const char *end, const char *s) UD_HIDDEN;
+char *ud__put_dec(char *at, const char *end, uint64_t v) UD_HIDDEN;
+uint64_t ud__get_hex(const char **s) UD_HIDDEN;
+uint64_t ud__get_dec(const char **s) UD_HIDDEN;
+/* Whole small file into buf, NUL at the end. Bytes or -errno. */
+long ud__read_file(const char *path, char *buf, size_t cap) UD_HIDDEN;
+
+/* ---- guards that tests may switch off (built with -DUD_TEST only) --------------------------------- */
+
+enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE = 4, UD__GUARD_HOLD = 8,
+                 UD__GUARD_BITFIRST = 16, UD__GUARD_EINTR = 32, UD__GUARD_LASTPAGE = 64 };
+#ifdef UD_TEST
+extern UD_HIDDEN unsigned ud__guards_off;
+#define UD__GUARD_ON(g) (!(ud__guards_off & (g)))
+#else
+#define UD__GUARD_ON(g) 1
+#endif
+
+/* ---- vma.c: the mappings of this process ----------------------------------------------------------- */
+
+enum { UD__VMA_R = 1, UD__VMA_W = 2, UD__VMA_X = 4, UD__VMA_SHARED = 8 };
+struct ud__vma {
+    uint64_t start, end;
+    uint64_t offset; /* bytes into the file */
+    uint64_t inode;  /* 0: anonymous */
+    uint32_t flags;
+    uint32_t dev;    /* major << 20 | minor */
+};
+struct ud__maps { /* an open view on /proc/PID/maps */
+    int fd;
+    int query;       /* PROCMAP_QUERY works */
+    struct ud__vma *list; /* without it: the whole list, read again by ud__maps_refresh */
+    size_t count, cap;
+};
+int ud__maps_open(struct ud__maps *m, int pid) UD_HIDDEN;
+void ud__maps_close(struct ud__maps *m) UD_HIDDEN;
+/* Without PROCMAP_QUERY: reads the list anew (a no-op with it). 0 or -errno. */
+int ud__maps_refresh(struct ud__maps *m) UD_HIDDEN;
+/* The writable mapping that covers addr, or the next one above. 0, -ENOENT, or -errno. */
+int ud__maps_find(struct ud__maps *m, uint64_t addr, struct ud__vma *out) UD_HIDDEN;
+int ud__vma_is_segment(const struct ud__vma *v) UD_HIDDEN;   /* one of our merged mappings */
+int ud__vma_mergeable(const struct ud__vma *v) UD_HIDDEN;    /* plain private anonymous rw, or ours */
+
+/* ---- merged.c: which pages are merged, for the interposers ------------------------------------------- */
+
+extern UD_HIDDEN atomic_int ud__busy_count;
+static inline void ud__busy_enter(void) { atomic_fetch_add_explicit(&ud__busy_count, 1, memory_order_seq_cst); }
+static inline void ud__busy_leave(void) { atomic_fetch_sub_explicit(&ud__busy_count, 1, memory_order_seq_cst); }
+int ud__merged_any(uint64_t start, uint64_t end) UD_HIDDEN;  /* maybe: bits may be stale, never missing */
+extern UD_HIDDEN atomic_int ud__merged_ever;                  /* 0: nothing was ever merged here */
+void ud__merged_clear(uint64_t start, uint64_t end) UD_HIDDEN;
+int ud__merged_test(uint64_t page) UD_HIDDEN;
+/* Agent: makes room for `blocks` more before a batch. Holder: ud__merged_swap, then ud__merged_set. */
+int ud__merged_reserve(size_t blocks) UD_HIDDEN;
+void ud__merged_swap(void) UD_HIDDEN;
+void ud__merged_reap(void) UD_HIDDEN; /* agent, after the batch: frees the old table */
+void ud__merged_set(uint64_t start, uint64_t end) UD_HIDDEN;
+
+/* ---- ledger.c ------------------------------------------------------------------------------------------ */
+
+struct ud__ledger {
+    struct ud_ledger_header *hdr;
+    struct ud_block_head *heads;
+    uint8_t *states;
+    uint64_t *entries;
+    int fd;
+    uint32_t *hash; /* block index + 1 by address */
+    uint32_t hash_cap, hash_used;
+    uint32_t free_head;
+    uint32_t *free_list;
+    uint32_t free_cap, free_count;
+};
+#define UD_PG_MASK 7u
+int ud__ledger_open(struct ud__ledger *l) UD_HIDDEN;
+void ud__ledger_close(struct ud__ledger *l) UD_HIDDEN;
+/* The block that holds the page at vaddr, made if missing and `make`. Index, or -1. */
+int64_t ud__ledger_block(struct ud__ledger *l, uint64_t vaddr, int make) UD_HIDDEN;
+void ud__ledger_drop_block(struct ud__ledger *l, uint32_t block) UD_HIDDEN;
+void ud__ledger_rehash(struct ud__ledger *l) UD_HIDDEN;
+static inline uint64_t ud__block_bytes(void) { return (uint64_t)UD_BLOCK_PAGES << ud__page_shift; }
+/* State and entry of one page; blocks that do not exist read as NONE and are made by set. */
+uint8_t ud__page_state(struct ud__ledger *l, uint64_t vaddr, uint64_t *entry) UD_HIDDEN;
+int ud__page_set(struct ud__ledger *l, uint64_t vaddr, uint8_t state, uint64_t entry) UD_HIDDEN;
+void ud__ledger_commit(struct ud__ledger *l) UD_HIDDEN; /* raises gen: what was set becomes news */
+
+/* ---- helper.c: short-lived tasks on our memory ------------------------------------------------------------ */
+
+/* Runs fn(arg) in a CLONE_VM process named udedup-agent, on the given stack, and waits for its end. All
+ * signals must be blocked. share_files: it shares the caller's descriptor table. 0 when fn came to its
+ * end, -ECHILD when the helper was killed before, -errno when it could not be made. */
+struct ud__stack { char *top; };
+#define UD__STACK_BYTES (64u * 1024)
+int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_top) UD_HIDDEN;
+
+/* ---- hold.c: the write-stop ----------------------------------------------------------------------------------- */
+
+#define UD__HOLD_MAX 4096
+struct ud__held {
+    int tid;
+    uint8_t state;
+    uint64_t sp, tls;
+};
+struct ud__hold {
+    int pid, spare_tid;   /* the process; the thread that is not held (it waits for us) */
+    uint64_t deadline_us; /* absolute */
+    uint64_t began_us;
+    int count;
+    int taskfd;
+    int cause;            /* enum ud_cause when begin failed */
+    uint32_t repairs;
+    struct ud__held *t;   /* UD__HOLD_MAX */
+};
+int ud__hold_begin(struct ud__hold *h) UD_HIDDEN; /* 0, or -1 with cause set: nobody is held then */
+void ud__hold_end(struct ud__hold *h) UD_HIDDEN;
+/* 1 if a stack pointer or the TLS of a held thread lies in [start, end). */
+int ud__hold_has_stack(const struct ud__hold *h, uint64_t start, uint64_t end) UD_HIDDEN;
+/* Before a batch, from the agent: UD_CAUSE_* if a thread sleeps where an interruption shows, else -1. */
+int ud__hold_precheck(int pid, int self_tid) UD_HIDDEN;
+
+/* ---- job.c, merge.c, unmerge.c: what a holder does ----------------------------------------------------------------- */
+
+enum ud__job_kind { UD__JOB_MERGE, UD__JOB_ZERO, UD__JOB_UNMERGE, UD__JOB_RELOCATE, UD__JOB_DISCARD };
+struct ud__piece { /* one run of a job, and what became of it */
+    uint64_t vaddr;
+    uint32_t npages;
+    uint32_t slot;
+};
+struct ud__job {
+    enum ud__job_kind kind;
+    struct ud__piece *pieces;
+    uint32_t npieces, done; /* done: pieces wholly dealt with */
+    int segfd;
+    uint64_t segment;       /* inode */
+    const char *segbase;    /* the segment mapped by the agent */
+    struct ud__ledger *ledger; /* NULL without an agent */
+    struct ud__maps maps;
+    struct ud__hold hold;
+    uint64_t stop_us;       /* leave off after this moment */
+    uint32_t min_run;
+    int64_t vmas_left;      /* may be used up */
+    uint64_t scratch;       /* RELOCATE, UNMERGE */
+    uint64_t scratch_len;
+    uint64_t result;
+    int no_hold;            /* DISCARD: the caller alone is concerned */
+    /* out */
+    int cause_begin;        /* -1, or why nothing was done */
+    uint32_t merged, refused, vmas;
+    uint32_t causes[UD_CAUSE_COUNT];
+    uint64_t pause_us;
+    uint32_t repairs;
+};
+/* Runs a job in a holder. One at a time in a process. 0, or -errno when the holder could not be made. */
+int ud__job_run(struct ud__job *j, int spare_tid, int share_files) UD_HIDDEN;
+void ud__job_merge(struct ud__job *j) UD_HIDDEN;
+void ud__job_zero(struct ud__job *j) UD_HIDDEN;
+void ud__job_unmerge(struct ud__job *j) UD_HIDDEN;
+void ud__job_relocate(struct ud__job *j) UD_HIDDEN;
+void ud__job_discard(struct ud__job *j) UD_HIDDEN;
+/* From an app thread, outside busy: puts plain memory back under [start, end). 0 or -errno. */
+int ud__unmerge_range(uint64_t start, uint64_t end) UD_HIDDEN;
+/* From an app thread, inside busy: fresh zero pages in place of the merged ones in [start, end). */
+int ud__discard_range(uint64_t start, uint64_t end) UD_HIDDEN;
+
+/* ---- regions.c: what the program asked for ----------------------------------------------------------------------- */
+
+enum { UD__REG_MERGE = 1, UD__REG_KEEP_OUT = 2 };
+int ud__region_mark(uint64_t start, uint64_t end, int kind) UD_HIDDEN; /* async-signal-safe */
+int ud__region_kept_out(uint64_t start, uint64_t end) UD_HIDDEN;
+/* Cuts [*start, *end) to the next piece that may be merged under the mode; 0 if there is none. */
+int ud__region_next(uint64_t *start, uint64_t *end, int advised) UD_HIDDEN;
+extern UD_HIDDEN atomic_uint ud__region_gen;
+
+/* ---- agent.c ---------------------------------------------------------------------------------------------------------- */
+
+struct ud__agent {
+    atomic_int state;      /* enum below */
+    atomic_int tid;        /* cleared by the kernel when the thread ends (CLONE_CHILD_CLEARTID) */
+    int pid;
+    int preloaded, disabled, advised, tracking_off;
+    uint64_t threshold;    /* bytes */
+    char socket[108];
+    struct ud__ledger ledger;
+    struct ud__maps maps;
+    struct ud_knobs knobs;
+    uint64_t key[2];
+    int sock;
+    int have_key;
+    atomic_int leave;      /* 1: asked to unmerge and end */
+    atomic_int poke;       /* futex: wakes the agent */
+    atomic_int merge_any;  /* PR_SET_MEMORY_MERGE */
+    uint64_t retry_at;
+    uint64_t hold_off_until;
+    uint32_t batch_pages;  /* adapts to freeze_max_us */
+    uint64_t max_maps;     /* vm.max_map_count */
+};
+enum { UD__AGENT_NONE = 0, UD__AGENT_STARTING, UD__AGENT_RUNNING, UD__AGENT_ENDING };
+extern UD_HIDDEN struct ud__agent ud__a;
+int ud__agent_start(void) UD_HIDDEN; /* async-signal-safe; 0, or -EALREADY */
+void ud__agent_forked(void) UD_HIDDEN; /* in the child of a fork */
+void ud__note_growth(uint64_t bytes) UD_HIDDEN; /* interposers: private memory grew */
+
+/* ---- scan.c, track.c, reader.c ----------------------------------------------------------------------------------------- */
+
+struct ud__range {
+    uint64_t start, end;
+    uint64_t categories;
+};
+int ud__track_open(void) UD_HIDDEN; /* enum ud_track_kind that works here */
+void ud__track_close(void) UD_HIDDEN;
+int ud__track_register(uint64_t start, uint64_t end) UD_HIDDEN;
+int ud__track_scan_open(int pid) UD_HIDDEN;
+/* Ranges of written pages under tracking in [*at, end), write-protected again as they are told, at most
+ * max_pages. Count, and *at moves on; -errno. */
+long ud__track_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
+/* Ranges of present anonymous pages in [*at, end) whatever their tracking. */
+long ud__track_present(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
+/* out[i] = 1 if page i from vaddr on is mapped by this process alone. */
+int ud__track_exclusive(uint64_t vaddr, uint32_t npages, uint8_t *out) UD_HIDDEN;
+
+/* Digests npages pages from each range into out (one after another); faulted[i] = 1 where memory was gone. */
+int ud__reader_digest(const struct ud__range *r, size_t n, uint64_t *out, uint8_t *faulted, uint8_t *zero) UD_HIDDEN;
+
+/* One slice of a pass. Returns pages changed, and *wrapped = 1 at a pass's end. */
+long ud__scan_slice(int *wrapped) UD_HIDDEN;
+void ud__scan_reset(void) UD_HIDDEN;
+void ud__scan_resync(void) UD_HIDDEN; /* next slice compares the ledger with the mappings */
+
+/* ---- segment.c, exec.c (plans) ------------------------------------------------------------------------------------------ */
+
+struct ud__segment {
+    uint64_t inode;
+    int fd;
+    uint32_t npages;
+};
+int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* seals, size: 0 or -errno */
+int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* fd */
+int ud__segment_keep(int fd, uint64_t inode, uint32_t npages) UD_HIDDEN; /* takes fd; the kept fd, or -errno */
+void ud__segment_forget(uint64_t inode) UD_HIDDEN;
+const struct ud__segment *ud__segment_list(size_t *n) UD_HIDDEN;
+void ud__segment_reset(int close_all) UD_HIDDEN;
+/* The inodes this process, or a forebear it was forked from, ever mapped. Inherited by fork. */
+int ud__inode_known(uint64_t inode) UD_HIDDEN;
+int ud__inode_learn(uint64_t inode) UD_HIDDEN; /* 0, or -ENOSPC */
+void ud__inode_unlearn(uint64_t inode) UD_HIDDEN;
+
+void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, int *fd) UD_HIDDEN;
+void ud__plan_merge(const struct ud_msg_runs *m, int fd, struct ud_msg_result *res) UD_HIDDEN;
+uint32_t ud__plan_unmerge(const struct ud_run *runs, uint32_t nruns) UD_HIDDEN; /* 0 runs: everything */
+void ud__plan_zero(struct ud__range *r, size_t n) UD_HIDDEN;
+
+#endif

@@ -1,0 +1,102 @@
+/* job.c: one batch: a holder stops everybody, does the job's work on memory that nobody can change, lets go.
+ *
+ * Guarantees: one job at a time in a process (a futex lock; app threads use jobs too, to take a merge
+ * back). While the work runs nobody is inside ud__busy_enter, or it is not begun. Whatever kills the
+ * holder, each page is either wholly before or wholly after its remap.
+ * Fails: j->cause_begin says why nothing was done; -errno when no holder could be made; -ECHILD when the
+ * holder was killed: the ledger may then lag behind the mappings, and the agent compares them anew.
+ */
+#include <signal.h>
+
+#include "internal.h"
+
+static atomic_int job_lock;
+static char job_stack[UD__STACK_BYTES] __attribute__((aligned(64)));
+static struct ud__held *held_table;
+
+static void lock(void)
+{
+    int none = 0;
+    if (atomic_compare_exchange_strong(&job_lock, &none, 1))
+        return;
+    while (atomic_exchange(&job_lock, 2) != 0)
+        ud__sys(__NR_futex, &job_lock, 0, 2, 0);
+}
+
+static void unlock(void)
+{
+    if (atomic_exchange(&job_lock, 0) == 2)
+        ud__sys(__NR_futex, &job_lock, 1, 1);
+}
+
+void ud__job_forked(void)
+{
+    atomic_store(&job_lock, 0);
+    held_table = NULL; /* DONTFORK: it is not here */
+}
+
+static void work(struct ud__job *j)
+{
+    switch (j->kind) {
+    case UD__JOB_MERGE:
+        ud__job_merge(j);
+        break;
+    case UD__JOB_ZERO:
+        ud__job_zero(j);
+        break;
+    case UD__JOB_UNMERGE:
+        ud__job_unmerge(j);
+        break;
+    case UD__JOB_RELOCATE:
+        ud__job_relocate(j);
+        break;
+    case UD__JOB_DISCARD:
+        ud__job_discard(j);
+        break;
+    }
+}
+
+static void holder_main(void *arg)
+{
+    struct ud__job *j = arg;
+    if (ud__maps_open(&j->maps, j->hold.pid) < 0) {
+        j->cause_begin = UD_CAUSE_GONE;
+        return;
+    }
+    if (j->no_hold) {
+        ud__maps_refresh(&j->maps);
+        work(j);
+    } else if (ud__hold_begin(&j->hold) == 0) {
+        if (UD__GUARD_ON(UD__GUARD_BUSY) && atomic_load(&ud__busy_count) != 0)
+            j->cause_begin = UD_CAUSE_BUSY;
+        else if (ud__maps_refresh(&j->maps) == 0)
+            work(j);
+        ud__hold_end(&j->hold);
+        j->pause_us = ud__now_us() - j->hold.began_us;
+        j->repairs = j->hold.repairs;
+    } else {
+        j->cause_begin = j->hold.cause;
+    }
+    ud__maps_close(&j->maps);
+}
+
+int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
+{
+    uint64_t all = ~0ull, before;
+    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
+    lock();
+    int r = -ENOMEM;
+    if (!held_table)
+        held_table = ud__alloc(UD__HOLD_MAX * sizeof *held_table);
+    if (held_table) {
+        j->cause_begin = -1;
+        j->maps.fd = -1;
+        j->hold.pid = (int)ud__sys(__NR_getpid);
+        j->hold.spare_tid = spare_tid;
+        j->hold.t = held_table;
+        r = ud__helper_run(holder_main, j, share_files, job_stack + sizeof job_stack);
+    }
+    unlock();
+    ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, 8);
+    return r;
+}

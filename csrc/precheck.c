@@ -1,0 +1,109 @@
+/* precheck.c: is any thread asleep in a system call that a stop would show in?
+ *
+ * Most calls that a stop interrupts are started again by the kernel, or by the holder (hold.c). Not those
+ * that may have moved some bytes already (a blocking write or send of much), and not vfork, whose
+ * parent cannot be stopped at all. Such a batch is put off.
+ *
+ * Guarantees: reads /proc/PID/task/TID/syscall only, before anybody is stopped.
+ * Fails: open on a kernel without that file. A thread may enter such a call between this look and the stop; then a
+ * blocking write can return short, as POSIX allows.
+ */
+#include <fcntl.h>
+#include <sys/socket.h>
+
+#include "internal.h"
+
+static int moves_bytes(unsigned long nr, const uint64_t *args)
+{
+    switch (nr) {
+    case __NR_write:
+    case __NR_writev:
+    case __NR_pwrite64:
+    case __NR_pwritev:
+    case __NR_pwritev2:
+    case __NR_sendto:
+    case __NR_sendmsg:
+    case __NR_sendmmsg:
+    case __NR_sendfile:
+    case __NR_splice:
+    case __NR_vmsplice:
+    case __NR_tee:
+    case __NR_copy_file_range:
+        return 1;
+    case __NR_recvfrom:
+        return (args[3] & MSG_WAITALL) != 0;
+    case __NR_recvmsg:
+        return (args[2] & MSG_WAITALL) != 0;
+    default:
+        return 0;
+    }
+}
+
+static int cannot_stop(unsigned long nr, const uint64_t *args)
+{
+#ifdef __NR_vfork
+    if (nr == __NR_vfork)
+        return 1;
+#endif
+#ifdef __NR_clone3
+    if (nr == __NR_clone3) /* sleeps only for CLONE_VFORK */
+        return 1;
+#endif
+    return nr == __NR_clone && (args[0] & 0x4000 /* CLONE_VFORK */);
+}
+
+/* "running", "-1 ...", or "NR 0xARG0 ... 0xARG5 0xSP 0xPC" */
+static int judge(const char *s)
+{
+    if (*s < '0' || *s > '9')
+        return -1;
+    unsigned long nr = (unsigned long)ud__get_dec(&s);
+    uint64_t args[6];
+    for (int i = 0; i < 6; i++) {
+        while (*s == ' ')
+            s++;
+        if (s[0] == '0' && s[1] == 'x')
+            s += 2;
+        args[i] = ud__get_hex(&s);
+    }
+    return moves_bytes(nr, args) || cannot_stop(nr, args) ? UD_CAUSE_SYSCALL : -1;
+}
+
+static int look(int taskfd, const char *tid)
+{
+    char path[48], text[256], *end = path + sizeof path;
+    char *at = ud__put_str(path, end, tid);
+    ud__put_str(at, end, "/syscall");
+    long fd = ud__sys(__NR_openat, taskfd, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    long n = ud__sys(__NR_read, fd, text, sizeof text - 1);
+    ud__sys(__NR_close, fd);
+    text[n > 0 ? n : 0] = 0;
+    return judge(text);
+}
+
+int ud__hold_precheck(int pid, int self_tid)
+{
+    char path[48], *end = path + sizeof path, buf[4096];
+    char *at = ud__put_str(path, end, "/proc/");
+    at = ud__put_dec(at, end, (uint64_t)pid);
+    ud__put_str(at, end, "/task");
+    long fd = ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    int cause = -1;
+    long n;
+    while (cause < 0 && (n = ud__sys(__NR_getdents64, fd, buf, sizeof buf)) > 0)
+        for (long off = 0; off < n && cause < 0;) {
+            uint16_t reclen;
+            __builtin_memcpy(&reclen, buf + off + 16, 2);
+            const char *name = buf + off + 19, *digits = name;
+            int tid = (int)ud__get_dec(&digits);
+            if (tid && tid != self_tid)
+                cause = look((int)fd, name);
+            off += reclen;
+        }
+    ud__sys(__NR_close, fd);
+    return cause;
+}

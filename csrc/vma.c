@@ -1,0 +1,173 @@
+/* vma.c: the mappings of this process, by PROCMAP_QUERY or by reading maps.
+ *
+ * Guarantees: raw system calls only; one descriptor, opened in the caller's own table. With
+ * PROCMAP_QUERY (6.11+) an answer is of this moment; without it, of the last ud__maps_refresh, which a
+ * holder calls once everybody is held.
+ * Fails: -ENOENT above the last mapping, -ENOMEM, or what open says where /proc is not mounted.
+ */
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include "internal.h"
+
+struct procmap_query { /* linux/fs.h of 6.11 */
+    uint64_t size, query_flags, query_addr;
+    uint64_t vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode;
+    uint32_t dev_major, dev_minor, vma_name_size, build_id_size;
+    uint64_t vma_name_addr, build_id_addr;
+};
+#define PROCMAP_QUERY_IOCTL _IOWR('f', 17, struct procmap_query)
+#define QUERY_WRITABLE 0x02
+#define QUERY_COVERING_OR_NEXT 0x10
+
+static int query(int fd, uint64_t addr, struct ud__vma *out)
+{
+    struct procmap_query q = {.size = sizeof q, .query_addr = addr};
+    q.query_flags = QUERY_WRITABLE | QUERY_COVERING_OR_NEXT;
+    long r = ud__sys(__NR_ioctl, fd, PROCMAP_QUERY_IOCTL, &q);
+    if (r < 0)
+        return (int)r;
+    out->start = q.vma_start;
+    out->end = q.vma_end;
+    out->offset = q.vma_offset;
+    out->inode = q.inode;
+    out->flags = (uint32_t)q.vma_flags & 15;
+    out->dev = q.dev_major << 20 | q.dev_minor;
+    if (q.vma_page_size != ud__page && q.vma_page_size)
+        out->flags |= UD__VMA_SHARED; /* hugetlb: as good as foreign */
+    return 0;
+}
+
+/* "start-end rwxp offset major:minor inode path": one line, or NULL if it is not whole. */
+static const char *parse_line(const char *s, struct ud__vma *v)
+{
+    v->start = ud__get_hex(&s);
+    s++;
+    v->end = ud__get_hex(&s);
+    s++;
+    v->flags = (s[0] == 'r' ? UD__VMA_R : 0) | (s[1] == 'w' ? UD__VMA_W : 0) | (s[2] == 'x' ? UD__VMA_X : 0) |
+               (s[3] == 's' ? UD__VMA_SHARED : 0);
+    s += 5;
+    v->offset = ud__get_hex(&s);
+    s++;
+    uint64_t major = ud__get_hex(&s);
+    s++;
+    uint64_t minor = ud__get_hex(&s);
+    s++;
+    v->inode = ud__get_dec(&s);
+    v->dev = (uint32_t)(major << 20 | minor);
+    while (*s && *s != '\n')
+        s++;
+    return *s ? s + 1 : NULL;
+}
+
+static int list_grow(struct ud__maps *m)
+{
+    size_t cap = m->cap ? m->cap * 2 : 2048;
+    struct ud__vma *list = ud__alloc(cap * sizeof *list);
+    if (!list)
+        return -ENOMEM;
+    for (size_t i = 0; i < m->count; i++)
+        list[i] = m->list[i];
+    ud__free(m->list, m->cap * sizeof *list);
+    m->list = list;
+    m->cap = cap;
+    return 0;
+}
+
+static int has_newline(const char *s, const char *end)
+{
+    while (s < end)
+        if (*s++ == '\n')
+            return 1;
+    return 0;
+}
+
+int ud__maps_refresh(struct ud__maps *m)
+{
+    if (m->query)
+        return 0;
+    char buf[8192];
+    size_t fill = 0;
+    m->count = 0;
+    ud__sys(__NR_lseek, m->fd, 0, 0);
+    for (;;) {
+        long r = ud__sys(__NR_read, m->fd, buf + fill, sizeof buf - 1 - fill);
+        if (r < 0)
+            return (int)r;
+        if (r == 0)
+            return 0;
+        fill += (size_t)r;
+        buf[fill] = 0;
+        const char *s = buf;
+        while (has_newline(s, buf + fill)) {
+            struct ud__vma v;
+            s = parse_line(s, &v);
+            if (!(v.flags & UD__VMA_W))
+                continue;
+            if (m->count == m->cap && list_grow(m))
+                return -ENOMEM;
+            m->list[m->count++] = v;
+        }
+        size_t rest = (size_t)(buf + fill - s);
+        __builtin_memmove(buf, s, rest);
+        fill = rest;
+    }
+}
+
+int ud__maps_open(struct ud__maps *m, int pid)
+{
+    char path[64], *end = path + sizeof path;
+    char *at = ud__put_str(path, end, "/proc/");
+    at = ud__put_dec(at, end, (uint64_t)pid);
+    ud__put_str(at, end, "/maps");
+    m->list = NULL;
+    m->count = m->cap = 0;
+    m->fd = (int)ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+    if (m->fd < 0)
+        return m->fd;
+    struct ud__vma v;
+    m->query = query(m->fd, 0, &v) == 0;
+    return 0;
+}
+
+void ud__maps_close(struct ud__maps *m)
+{
+    if (m->fd >= 0)
+        ud__sys(__NR_close, m->fd);
+    m->fd = -1;
+    ud__free(m->list, m->cap * sizeof *m->list);
+    m->list = NULL;
+    m->cap = m->count = 0;
+}
+
+int ud__maps_find(struct ud__maps *m, uint64_t addr, struct ud__vma *out)
+{
+    if (m->query)
+        return query(m->fd, addr, out);
+    size_t lo = 0, hi = m->count;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (m->list[mid].end <= addr)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    if (lo == m->count)
+        return -ENOENT;
+    *out = m->list[lo];
+    return 0;
+}
+
+int ud__vma_is_segment(const struct ud__vma *v)
+{
+    return v->inode && !(v->flags & UD__VMA_SHARED) && ud__inode_known(v->inode);
+}
+
+int ud__vma_mergeable(const struct ud__vma *v)
+{
+    uint32_t rw = UD__VMA_R | UD__VMA_W;
+    if ((v->flags & (rw | UD__VMA_X | UD__VMA_SHARED)) != rw)
+        return 0;
+    return v->inode == 0 || ud__vma_is_segment(v);
+}
