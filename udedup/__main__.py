@@ -6,10 +6,9 @@ import sys
 
 def _merger(args: list[str]) -> int:
     """args: --domain NAME --linger SECONDS [--background], in this order."""
-    if args[4:] == ["--background"]:
-        # The starter waits for this process only: a worker's wait() must never see the merger.
-        if os.fork():
-            os._exit(0)
+    # The starter waits for this process only: a worker's wait() must never see the merger.
+    if args[4:] == ["--background"] and os.fork():
+        os._exit(0)
     from udedup.merger import main
 
     return int(main(args[1], float(args[3])) or 0)

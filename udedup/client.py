@@ -49,7 +49,9 @@ class Client:
                 f"the merger of domain {self.domain.name!r} does not answer; see whether it is stopped"
             ) from None
         except OSError as error:
-            raise NoMerger(f"the merger of domain {self.domain.name!r} went away: {error}; run it again") from None
+            raise NoMerger(
+                f"the merger of domain {self.domain.name!r} went away: {error}; run it again"
+            ) from None
         return json.loads(b"".join(chunks)) if chunks else None
 
     def _packet(self) -> dict[str, Any]:
@@ -126,7 +128,8 @@ def ensure_merger(domain: Domain) -> Client:
                 if words or time.monotonic() > deadline:
                     cause = words.splitlines()[-1] if words else f"no answer in {_START_SECONDS:.0f} s"
                     raise UdedupError(
-                        f"the merger did not start: {cause}; run `udedup merger --domain {domain.name}` to see why"
+                        f"the merger did not start: {cause}; "
+                        f"run `udedup merger --domain {domain.name}` to see why"
                     ) from None
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)
@@ -142,10 +145,10 @@ def merger_argv(domain: Domain, linger: float) -> list[str]:
 def _spawn_merger(domain: Domain) -> int:
     """Starts it as a grandchild in a session of its own; returns a descriptor with its stderr."""
     said = os.memfd_create("udedup-merger-stderr")
-    env = {key: value for key, value in os.environ.items() if not key.startswith("UDEDUP_") or key == "UDEDUP_DIR"}
     # It must not merge itself, nor be held by whom it serves.
-    preload = [item for item in env.get("LD_PRELOAD", "").replace(":", " ").split() if "libudedup" not in item]
-    env.pop("LD_PRELOAD", None)
+    env = {key: value for key, value in os.environ.items() if key == "UDEDUP_DIR" or key[:7] != "UDEDUP_"}
+    preloaded = env.pop("LD_PRELOAD", "").replace(":", " ").split()
+    preload = [item for item in preloaded if "libudedup" not in item]
     if preload:
         env["LD_PRELOAD"] = ":".join(preload)
     linger = float(os.environ.get("UDEDUP_LINGER", "3"))

@@ -47,11 +47,13 @@ class Domain:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UdedupError(
-                f"bad domain name {self.name!r}; use up to 64 letters, digits, '_', '-' or '.', not starting with '.' or '-'"
+                f"bad domain name {self.name!r}; use up to 64 letters, digits, '_', '-' or '.', "
+                "the first a letter, a digit or '_'"
             )
         if len(os.fsencode(self.socket)) > _SOCKET_PATH_MAX:
             raise UdedupError(
-                f"socket path {self.socket} is longer than {_SOCKET_PATH_MAX} bytes; set UDEDUP_DIR to a shorter directory"
+                f"socket path {self.socket} is longer than {_SOCKET_PATH_MAX} bytes; "
+                "set UDEDUP_DIR to a shorter directory"
             )
 
     @property
@@ -75,7 +77,8 @@ class Domain:
             self.directory.mkdir(mode=0o700, parents=False, exist_ok=True)
         except OSError as error:
             raise UdedupError(
-                f"cannot make {self.directory}: {error.strerror}; set UDEDUP_DIR to a directory you can write to"
+                f"cannot make {self.directory}: {error.strerror}; "
+                "set UDEDUP_DIR to a directory you can write to"
             ) from None
         self.check_dir()
         return self.directory
@@ -92,7 +95,8 @@ class Domain:
             )
         if info.st_mode & 0o077:
             raise UdedupError(
-                f"{self.directory} is open to others (mode {stat.S_IMODE(info.st_mode):04o}); chmod 700 it or set UDEDUP_DIR"
+                f"{self.directory} is open to others (mode {stat.S_IMODE(info.st_mode):04o}); "
+                "chmod 700 it or set UDEDUP_DIR"
             )
 
     def check_socket(self) -> bool:

@@ -19,7 +19,10 @@ def _domain(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 def domain_option(function: F) -> F:
     """Adds `--domain NAME`; the command gets a Domain."""
     option = click.option(
-        "--domain", metavar="NAME", callback=_domain, help="Trust domain to use.  [default: $UDEDUP_DOMAIN or 'default']"
+        "--domain",
+        metavar="NAME",
+        callback=_domain,
+        help="Trust domain.  [default: $UDEDUP_DOMAIN or 'default']",
     )
     return option(function)
 

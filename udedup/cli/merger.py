@@ -12,7 +12,11 @@ from udedup.domain import Domain
 @click.command()
 @domain_option
 @click.option(
-    "--linger", type=click.FloatRange(min=0), default=3.0, show_default=True, help="Seconds to stay after the last client."
+    "--linger",
+    type=click.FloatRange(min=0),
+    default=3.0,
+    show_default=True,
+    help="Seconds to stay after the last client.",
 )
 def command(domain: Domain, linger: float) -> None:
     """Run the domain's merger in the foreground.

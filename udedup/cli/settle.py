@@ -8,7 +8,9 @@ from udedup.domain import Domain
 
 @click.command()
 @domain_option
-@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to wait."
+)
 @click.pass_context
 def command(ctx: click.Context, domain: Domain, timeout: float) -> None:
     """Wait until two full passes have found nothing more to merge.
