@@ -130,3 +130,19 @@ struct ud_msg_result {
     uint32_t npages, merged, refused, freezes;
     uint32_t causes[...];
 };
+
+/* ---- estimate.h -------------------------------------------------------------------------------- */
+/* include: estimate.h */
+
+struct ud_estimate {
+    uint64_t pages, zero, unique, shared, sharing;
+};
+struct ud_estimate_seen {
+    uint64_t present, relatives, swapped, gone;
+};
+long ud_estimate_read(int pid, int pagemap, uint64_t addr, size_t npages, size_t page_size,
+                      const uint64_t key[2], void *scratch, size_t scratch_pages, uint64_t *out,
+                      struct ud_estimate_seen *seen);
+void ud_estimate_sort(uint64_t *digests, size_t n);
+void ud_estimate_count(const uint64_t *sorted, size_t n, struct ud_estimate *out);
+size_t ud_estimate_find(const uint64_t *sorted, size_t n, uint64_t value);
