@@ -1,0 +1,90 @@
+"""What an engine is to the bench: how it starts a pool, when it begins, and what it costs, seen from outside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from udedup.bench.workloads.base import Workload
+
+
+@dataclass
+class Run:
+    """One cell's run: where its files are, its processes, and a line of progress for people."""
+
+    rundir: Path
+    domain: str
+    pids: list[int] = field(default_factory=list)  # the pool, as its workers said hello
+    helpers: list[int] = field(default_factory=list)  # leader and the like: CPU counted, memory not
+    say: Callable[[str], None] = lambda text: None
+
+
+class Engine:
+    """Base: does nothing, costs nothing."""
+
+    advises = False  # workers call madvise(MADV_MERGEABLE) on their buffers
+    cheap_polls = False  # cpu() and passes() may be asked many times a second without costing the engine CPU
+    summary = ""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run on this machine, None when it can."""
+        return None
+
+    def unsuited(self, workload: Workload) -> str | None:
+        """Why it has nothing to do for a workload, None when it has."""
+        return None
+
+    def prepare(self, run: Run) -> None:
+        """Before the pool starts: the engine must not merge yet."""
+
+    def wrap(self, command: list[str], env: dict[str, str], run: Run) -> tuple[list[str], dict[str, str]]:
+        """Command and environment that start the pool under this engine."""
+        return command, env
+
+    def start(self, run: Run) -> None:
+        """The pool is loaded: merging begins now."""
+
+    def cpu(self, run: Run) -> float:
+        """CPU seconds the engine has spent, by /proc."""
+        return 0.0
+
+    def store(self, run: Run) -> int:
+        """Bytes of the engine's store, mapped or not."""
+        return 0
+
+    def own_pss(self, run: Run) -> int:
+        """Bytes (PSS) of the engine's own processes."""
+        return 0
+
+    def passes(self, run: Run) -> float | None:
+        """Full passes over the pool so far, None when it makes none."""
+        return None
+
+    def merged(self, run: Run) -> int:
+        """Pages it says are merged or given back: only to see whether that still moves."""
+        return 0
+
+    def claimed(self, run: Run) -> int | None:
+        """Bytes it says it has saved; checked against what the kernel says."""
+        return None
+
+    def counters(self, run: Run) -> dict[str, Any]:
+        """All it says of itself, for the JSON."""
+        return {}
+
+    def before_check(self, run: Run) -> None:
+        """A place for the broken engines."""
+
+    def finish(self, run: Run) -> None:
+        """The pool has ended (or was killed): nothing of the engine may stay."""
+
+
+def launcher(options: list[str], command: list[str]) -> list[str]:
+    """The command behind udedup.bench.launch."""
+    return [sys.executable, "-m", "udedup.bench.launch", *options, "--", *command]

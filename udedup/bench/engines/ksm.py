@@ -1,0 +1,77 @@
+"""ksm, layout+ksm: kernel KSM at full speed; ksm-default: at the kernel's default knobs. By PR_SET_MEMORY_MERGE.
+
+Guarantees: the knobs are those of before when `finish` has returned, or when the bench was killed (see ksmknobs).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from udedup.bench import ksmknobs, procfs
+from udedup.bench.engines.base import Engine, Run, launcher
+from udedup.bench.engines.plain import HASH_SEED
+
+FULL_SPEED = {"advisor_mode": "none", "pages_to_scan": "100000", "sleep_millisecs": "0", "use_zero_pages": "1",
+              "smart_scan": "1"}  # fmt: skip
+DEFAULTS = {"advisor_mode": "none", "pages_to_scan": "100", "sleep_millisecs": "20", "use_zero_pages": "0",
+            "smart_scan": "1"}  # fmt: skip
+
+
+class Ksm(Engine):
+    cheap_polls = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.layout = name == "layout+ksm"
+        self.knobs = DEFAULTS if name == "ksm-default" else FULL_SPEED
+        where = "on a shared layout, " if self.layout else ""
+        self.summary = f"kernel KSM {where}at {'its defaults' if self.knobs is DEFAULTS else 'full speed'}"
+        self._keeper: ksmknobs.Keeper | None = None
+        self._ksmd = procfs.pid_named("ksmd")
+
+    def unavailable(self) -> str | None:
+        return ksmknobs.unavailable() or (None if self._ksmd else "no ksmd is visible here (another pid namespace)")
+
+    def prepare(self, run: Run) -> None:
+        self._keeper = ksmknobs.Keeper()
+        self._keeper.__enter__()
+        if self._keeper.in_use:
+            run.say("KSM is in use on this machine already: ksmd's CPU holds the others' share")
+        present = ksmknobs.read_all(tuple(self.knobs))
+        ksmknobs.write({"run": "0", **{name: value for name, value in self.knobs.items() if name in present}})
+
+    def wrap(self, command: list[str], env: dict[str, str], run: Run) -> tuple[list[str], dict[str, str]]:
+        options = ["--ksm"]
+        if self.layout:
+            options.append("--layout")
+            env = {**env, "PYTHONHASHSEED": HASH_SEED}
+        return launcher(options, command), env
+
+    def start(self, run: Run) -> None:
+        ksmknobs.write({"run": "1"})
+
+    def cpu(self, run: Run) -> float:
+        return procfs.thread_cpu(self._ksmd, self._ksmd) if self._ksmd else 0.0
+
+    def passes(self, run: Run) -> float | None:
+        return float(ksmknobs.read("full_scans"))
+
+    def merged(self, run: Run) -> int:
+        now = ksmknobs.counters()
+        return now.get("pages_sharing", 0) + now.get("ksm_zero_pages", 0)
+
+    def claimed(self, run: Run) -> int | None:
+        return self.merged(run) * procfs.PAGE
+
+    def counters(self, run: Run) -> dict[str, Any]:
+        return {**ksmknobs.counters(), "knobs": ksmknobs.read_all(ksmknobs.KNOBS)}
+
+    def finish(self, run: Run) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper:
+            keeper.__exit__()
+
+
+def make(name: str) -> Engine:
+    """The engine of that name."""
+    return Ksm(name)

@@ -1,0 +1,216 @@
+"""The measured phases of a cell: merging (a timeline of memory and CPU), idle passes, the application's figures.
+
+All memory is what the kernel says of the processes from outside. `total` is the sum of PSS plus the pages of the
+engine's store that nobody maps: each byte is counted once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from udedup.bench import procfs
+from udedup.bench.engines.base import Engine, Run
+from udedup.bench.results import Cell
+from udedup.bench.stats import quantile, time_to_fraction, value_at
+from udedup.bench.workloads.base import Workload
+
+MIB = 1 << 20
+INTERVAL_S = 0.03
+QUIET_PASSES = 2.0
+MOVED_SHARE = 0.001  # less than this share of the pool's pages is not movement
+CLAIM_SLACK = 24 * MIB
+
+App = Callable[[], Future[list[dict[str, Any]]]]
+
+
+class Meter:
+    """Samples one pool under one engine."""
+
+    def __init__(self, engine: Engine, run: Run) -> None:
+        self.engine, self.run = engine, run
+        self.shmem_base = procfs.pool_memory(run.pids).pss_shmem - self._mapped_store()
+        self.rows: dict[str, list[float]] = {name: [] for name in ("t", "pss", "store_unmapped", "uss", "rss", "cpu")}
+        self.cpu_start = engine.cpu(run)
+        self.begun = time.monotonic()
+
+    def _mapped_store(self) -> int:
+        # Nothing is merged yet, or next to nothing: what the store holds is mapped.
+        return self.engine.store(self.run)
+
+    def store_unmapped(self, memory: procfs.Memory) -> int:
+        """Bytes of the store that no process of the pool maps."""
+        mapped = max(0, memory.pss_shmem - max(0, self.shmem_base))
+        return max(0, self.engine.store(self.run) - mapped)
+
+    def sample(self) -> float:
+        """Adds a row; returns its total in bytes."""
+        at = time.monotonic()
+        memory = procfs.pool_memory(self.run.pids)
+        unmapped = self.store_unmapped(memory)
+        cpu = self.engine.cpu(self.run) - self.cpu_start
+        row = (at - self.begun, memory.pss, unmapped, memory.uss, memory.rss, cpu)
+        for column, value in zip(self.rows.values(), row, strict=True):
+            column.append(round(value, 4) if isinstance(value, float) else value)
+        return float(memory.pss + unmapped)
+
+    def totals(self) -> list[float]:
+        """PSS plus unmapped store of every sample."""
+        return [pss + store for pss, store in zip(self.rows["pss"], self.rows["store_unmapped"], strict=True)]
+
+    def snapshot(self, outside: dict[str, int]) -> dict[str, int]:
+        """Everything about memory at this moment; `outside` holds the machine's figures before the pool."""
+        memory = procfs.pool_memory(self.run.pids)
+        info = procfs.meminfo()
+        maps = procfs.vmas(self.run.pids)
+        return {
+            "pss": memory.pss,
+            "uss": memory.uss,
+            "rss": memory.rss,
+            "pss_anon": memory.pss_anon,
+            "store": self.engine.store(self.run),
+            "store_unmapped": self.store_unmapped(memory),
+            "engine_pss": self.engine.own_pss(self.run),
+            "page_tables": procfs.page_tables(self.run.pids),
+            "vmas": sum(maps),
+            "vmas_max": max(maps, default=0),
+            "slab": info.get("Slab", 0),
+            "available_used": outside["available"] - info["MemAvailable"],
+            "cgroup_used": (procfs.cgroup_current() or 0) - outside["cgroup"],
+        }
+
+
+class Quiet:
+    """Knows when an engine has made two full passes and nothing moved in them."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.engine, self.run = meter.engine, meter.run
+        self.step = max(16.0, MOVED_SHARE * meter.totals()[0] / procfs.PAGE) if meter.rows["t"] else 16.0
+        self.merged, self.since = self.engine.merged(self.run), self.engine.passes(self.run)
+        self.begun = time.monotonic()
+
+    def reached(self) -> bool:
+        """Asks the engine; True once settled."""
+        passes = self.engine.passes(self.run)
+        if passes is None or self.since is None:
+            return time.monotonic() - self.begun > 1.0
+        merged = self.engine.merged(self.run)
+        if abs(merged - self.merged) > self.step:
+            self.merged, self.since = merged, passes
+        return passes >= self.since + QUIET_PASSES + 1
+
+
+def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float, say: Callable[[str], None]) -> None:
+    """Starts the engine and samples until it has settled, or until the limit; fills in the cell's curves."""
+    cell.cpu_load_s = meter.cpu_start
+    meter.sample()
+    quiet = Quiet(meter)
+    meter.begun = time.monotonic()
+    meter.engine.start(meter.run)
+    pending = app() if workload.works_merging else None
+    asked = shown = time.monotonic()
+    while True:
+        total = meter.sample()
+        now = time.monotonic()
+        if now - shown > 0.25:
+            say(f"merging {now - meter.begun:5.1f} s  {total / MIB:7.0f} MiB")
+            shown = now
+        if now - asked > 0.15:
+            asked = now
+            if quiet.reached() and (pending is None or pending.done()):
+                cell.settled = True
+                break
+        if now - meter.begun > limit_s and (pending is None or pending.done()):
+            cell.notes.append(f"not settled after {limit_s:.0f} s: the figures are of that moment")
+            break
+        time.sleep(max(INTERVAL_S, 0.1 if pending else 0.0, 2 * (now - meter.begun - meter.rows["t"][-1])))
+    if pending is not None:
+        cell.app_merging = app_figures(pending.result())
+    _curves(meter, cell)
+
+
+def _curves(meter: Meter, cell: Cell) -> None:
+    times, totals, cpu = meter.rows["t"], meter.totals(), meter.rows["cpu"]
+    times[0] = 0.0
+    final = quantile(totals[-5:], 0.5)
+    cell.timeline = meter.rows
+    cell.settle_s = times[-1]
+    cell.cpu_settled_s = cpu[-1]
+    if totals[0] - final < 0.01 * totals[0]:
+        return  # nothing to speak of was saved: no time to a share of it
+    cell.time_90_s = time_to_fraction(times, totals, totals[0], final, 0.9)
+    cell.time_99_s = time_to_fraction(times, totals, totals[0], final, 0.99)
+    if cell.time_99_s is not None:
+        cell.cpu_99_s = value_at(times, cpu, cell.time_99_s)
+
+
+def judge_claim(meter: Meter, cell: Cell, forks: bool) -> None:
+    """Fails the cell when the engine claims a saving that the kernel does not show."""
+    claimed = meter.engine.claimed(meter.run)
+    if claimed is None:
+        return
+    shown = meter.totals()[0] - (cell.total or 0)
+    cell.final["claimed"] = claimed
+    if claimed <= 1.1 * shown + CLAIM_SLACK:
+        return
+    words = f"{meter.engine.name} claims {claimed / MIB:.0f} MiB saved, the kernel shows {shown / MIB:.0f} MiB"
+    if forks:
+        cell.notes.append(f"{words} (pages shared by fork count for each process)")
+    else:
+        cell.fail(words)
+
+
+def app_figures(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """Units per second summed over the workers, latencies of all of them in seconds."""
+    latencies = [each for answer in answers for each in answer["latencies"]]
+    if not latencies:
+        raise ValueError("the application did no work")
+    return {
+        "rate": sum(answer["units"] / answer["seconds"] for answer in answers),
+        "p50_s": quantile(latencies, 0.5),
+        "p99_s": quantile(latencies, 0.99),
+        "max_s": max(latencies),
+    }
+
+
+def own_figures(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """A workload's own figures: the workers' medians; latencies as p50 and p99 in microseconds."""
+    out = {}
+    for name in answers[0]:
+        if name != "latencies":
+            out[name] = quantile([float(answer[name]) for answer in answers], 0.5)
+    latencies = [each for answer in answers for each in answer.get("latencies", [])]
+    if latencies:
+        out["p50_us"], out["p99_us"] = quantile(latencies, 0.5) * 1e6, quantile(latencies, 0.99) * 1e6
+    return out
+
+
+def idle(meter: Meter, seconds: float) -> dict[str, float]:
+    """The engine's CPU while nothing changes: per second, per pass, and of its cheapest pass where that can be seen."""
+    engine, run = meter.engine, meter.run
+    start, cpu, passes = time.monotonic(), engine.cpu(run), engine.passes(run)
+    marks = [(cpu, passes or 0.0)]
+    while time.monotonic() - start < seconds:
+        time.sleep(0.005 if engine.cheap_polls else seconds / 4)
+        if engine.cheap_polls and (now := engine.passes(run)) is not None and now > marks[-1][1]:
+            marks.append((engine.cpu(run), now))
+    spent, lasted = engine.cpu(run) - cpu, time.monotonic() - start
+    out = {"seconds": lasted, "cpu_s": spent, "cpu_share": spent / lasted}
+    ended = engine.passes(run)
+    if ended is not None and passes is not None and ended > passes:
+        out["passes"] = ended - passes
+        out["cpu_per_pass_s"] = spent / (ended - passes)
+    steps = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in zip(marks[1:], marks[2:], strict=False)]
+    if steps:
+        out["cpu_cheapest_pass_s"] = min(steps)
+    return out
+
+
+def note_counters(meter: Meter, cell: Cell) -> None:
+    """Keeps what the engine says of itself, its pauses apart."""
+    cell.counters = meter.engine.counters(meter.run)
+    pauses = cell.counters.get("freeze_us")
+    if isinstance(pauses, dict):
+        cell.freeze_us = {name: float(value) for name, value in pauses.items() if value is not None}

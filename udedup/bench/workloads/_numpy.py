@@ -1,0 +1,42 @@
+"""Shared by the workloads of plain arrays: makes them, knows where they are, digests them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from udedup.bench.workloads.base import MIB, Worker, digest
+
+CHUNK = 32 * MIB
+PAGE = 4096
+
+
+class ArrayWorker(Worker):
+    """Holds `self.arrays`, uint64 arrays of spec.size bytes in all."""
+
+    arrays: list[Any]
+
+    def chunk_sizes(self) -> list[int]:
+        """Bytes of each array; pages are never divided."""
+        left, out = self.spec.size // PAGE * PAGE, []
+        while left > 0:
+            out.append(min(CHUNK, left))
+            left -= out[-1]
+        return out
+
+    def random(self, key: int) -> list[Any]:
+        """Random arrays that depend on spec.seed and the key alone."""
+        import numpy as np
+
+        out = []
+        for number, nbytes in enumerate(self.chunk_sizes()):
+            generator = np.random.default_rng([self.spec.seed, key, number])
+            array = np.empty(nbytes // 8, dtype=np.float64)
+            generator.random(out=array)
+            out.append(array.view(np.uint64))
+        return out
+
+    def buffers(self) -> list[tuple[int, int]]:
+        return [(array.ctypes.data, array.nbytes) for array in self.arrays]
+
+    def check(self) -> str:
+        return digest(*self.arrays)
