@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from udedup import _core
+import udedup._core as _core
 from udedup._core import ffi, lib
 
 __all__ = ["LIBRARY_PATH", "ffi", "lib"]

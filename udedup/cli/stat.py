@@ -1,0 +1,96 @@
+"""udedup stat"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from udedup.cli._common import connect, domain_option, json_option, print_json, size
+from udedup.client import Client
+from udedup.domain import Domain
+from udedup.errors import UdedupError
+
+_COUNTERS = (
+    ("pages_shared", "store pages that processes map"),
+    ("pages_sharing", "further pages that share them: what is saved"),
+    ("pages_unshared", "pages looked at, nothing equal found"),
+    ("pages_volatile", "pages that change too fast"),
+    ("pages_skipped", "pages left for a later pass"),
+    ("pages_scanned", "pages digested, ever"),
+    ("zero_pages", "zero pages given back"),
+    ("full_scans", "full passes"),
+    ("store_pages", "pages in the store"),
+    ("store_dead_pages", "of those, mapped by nobody"),
+    ("vmas_used", "mappings that merging added"),
+    ("vmas_budget", "mappings it may add"),
+)
+
+
+@click.command()
+@domain_option
+@json_option
+@click.option("--watch", is_flag=True, help="Print again every second until interrupted.")
+@click.argument("pids", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1))
+def command(domain: Domain, as_json: bool, watch: bool, pids: Sequence[int]) -> None:
+    """Print the domain's counters, by KSM's names.
+
+    In JSON the sums stand at the top level, each process is an entry of "processes". With PIDs, only
+    those processes are listed.
+
+    \b
+    udedup stat
+    udedup stat --json | jq .saved_bytes
+    """
+    with connect(domain) as client:
+        while True:
+            stat = _request(client, pids)
+            if as_json:
+                print_json(stat)
+            else:
+                click.echo(_text(stat))
+            if not watch:
+                return
+            time.sleep(1)
+            if not as_json:
+                click.echo()
+
+
+def _request(client: Client, pids: Sequence[int]) -> dict[str, Any]:
+    stat: dict[str, Any] = client.request("stat")
+    if pids:
+        chosen = [process for process in stat["processes"] if process["pid"] in pids]
+        missing = set(pids) - {process["pid"] for process in chosen}
+        if missing:
+            listed = ", ".join(map(str, sorted(missing)))
+            raise UdedupError(f"pid {listed} takes no part in domain {client.domain.name!r}; see `udedup ps`")
+        stat["processes"] = chosen
+    return stat
+
+
+def _text(stat: dict[str, Any]) -> str:
+    lines = [f"{name:<17}{stat.get(name, 0):>12}  {meaning}" for name, meaning in _COUNTERS]
+    lines.append(f"{'saved':<17}{size(stat.get('saved_bytes', 0)):>12}  the store counted once")
+    lines.append(f"{'general_profit':<17}{size(stat.get('general_profit', 0)):>12}  saved, less metadata")
+    freeze = stat.get("freeze_us", {})
+    if freeze.get("count"):
+        lines.append(
+            f"{'freeze_us':<17}{freeze.get('max', 0):>12.0f}  longest pause; "
+            f"p50 {freeze.get('p50', 0):.0f}, p99 {freeze.get('p99', 0):.0f}, {freeze['count']} pauses"
+        )
+    failures = {cause: count for cause, count in stat.get("merge_failures", {}).items() if count}
+    if failures:
+        lines.append("not merged       " + ", ".join(f"{cause} {count}" for cause, count in failures.items()))
+    if stat.get("processes"):
+        lines += [
+            "",
+            f"{'PID':>8} {'COMM':<16}{'SHARED':>10}{'SHARING':>10}{'UNSHARED':>10}{'VOLATILE':>10}{'CPU s':>8}",
+        ]
+        lines += [_process_line(process) for process in stat["processes"]]
+    return "\n".join(lines)
+
+
+def _process_line(process: dict[str, Any]) -> str:
+    keys = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
+    pages = "".join(f"{process.get(key, 0):>10}" for key in keys)
+    return f"{process['pid']:>8} {process.get('comm', '?'):<16}{pages}{process.get('agent_cpu_s', 0):>8.2f}"
