@@ -42,10 +42,23 @@ UD_API const void *ud_ledger_address(void);
 /* 1 if the interposers of this instance are in front of libc (LD_PRELOAD), 0 if not. */
 UD_API int ud_preloaded(void);
 
+/* ---- trap mode: trap.c ---------------------------------------------------------------------------- */
+
+/* Makes [addr, addr+len) writable for the kernel too, and keeps it so until closed: for a system call that writes
+ * into it. A token > 0, or -errno of mprotect. Async-signal-safe, cheap where nothing is protected. */
+UD_API int ud_writable_open(void *addr, size_t len);
+/* Ends it. 0, or -EINVAL for a token that is none. */
+UD_API int ud_writable_close(int token);
+
 /* ---- layout of a pool: layout.c ---------------------------------------------------------------- */
 
 /* Called in a child before exec: no randomization, mmap base shifted by `shift` bytes (through
  * RLIMIT_STACK). 0, or -EPERM where seccomp refuses personality(2). */
 UD_API int ud_layout_apply(uint64_t shift);
+
+/* ---- probe.c ------------------------------------------------------------------------------------ */
+
+/* Stops and releases the calling thread once, as a holder does. Microseconds it took, or -errno. */
+UD_API long ud_probe_hold(void);
 
 #endif

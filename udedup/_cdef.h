@@ -20,6 +20,7 @@ const void *ud_ledger_address(void);
 int ud_preloaded(void);
 
 int ud_layout_apply(uint64_t shift);
+long ud_probe_hold(void);
 
 /* ---- ledger.h ---------------------------------------------------------------------------------- */
 /* include: ledger.h */

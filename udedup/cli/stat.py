@@ -25,6 +25,7 @@ _COUNTERS = (
     ("vmas_used", "mappings that merging added"),
     ("vmas_budget", "mappings it may add"),
 )
+_COLUMNS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
 
 
 @click.command()
@@ -82,15 +83,12 @@ def _text(stat: dict[str, Any]) -> str:
     if failures:
         lines.append("not merged       " + ", ".join(f"{cause} {count}" for cause, count in failures.items()))
     if stat.get("processes"):
-        lines += [
-            "",
-            f"{'PID':>8} {'COMM':<16}{'SHARED':>10}{'SHARING':>10}{'UNSHARED':>10}{'VOLATILE':>10}{'CPU s':>8}",
-        ]
+        heads = "".join(f"{name.removeprefix('pages_').upper():>10}" for name in _COLUMNS)
+        lines += ["", f"{'PID':>8} {'COMM':<16}{heads}{'CPU s':>8}"]
         lines += [_process_line(process) for process in stat["processes"]]
     return "\n".join(lines)
 
 
 def _process_line(process: dict[str, Any]) -> str:
-    keys = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
-    pages = "".join(f"{process.get(key, 0):>10}" for key in keys)
+    pages = "".join(f"{process.get(key, 0):>10}" for key in _COLUMNS)
     return f"{process['pid']:>8} {process.get('comm', '?'):<16}{pages}{process.get('agent_cpu_s', 0):>8.2f}"
