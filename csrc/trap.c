@@ -1,0 +1,473 @@
+/* trap.c: windows in which nobody writes, and the fault handler's part in them (see trap.h).
+ *
+ *   agent            closed bits set -> openers gone -> mprotect(PROT_READ) ... remap ... bits cleared, epoch++, wake
+ *   writer's fault   closed: sleep on epoch · protected: open (split) · neither: was it opened meanwhile?
+ *   opener           count++ -> closed bits clear? -> mprotect(RW), protected bits cleared -> count--
+ *
+ * Agent and openers exclude each other as Dekker's two processes do: each first says what it is about to
+ * do, then looks at the other. So no opener ever makes a page writable that is under a window.
+ *
+ * Guarantees: raw system calls only, no lock a signal could find taken; nobody waits longer than the batch lasts. A
+ * forked child has no agent and finds the alive word wiped: its writers open what was closed themselves,
+ * and ud__trap_enable there opens the rest.
+ * Fails: what cannot be opened for want of VMAs is opened in ever wider windows; if the whole run
+ * of protected pages cannot be opened either, the fault goes to the program as its own.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* REG_ERR */
+#endif
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include "internal.h"
+#include "trap.h"
+
+#define OPEN_MAX 128
+#define OPENERS_WAIT_US 20000
+#define WINDOW_MAX 64 /* pages: a cell */
+
+struct life { /* MADV_WIPEONFORK: all zero in a forked child, shared with a vforked one */
+    atomic_int alive, openers;
+};
+static struct life no_life, *_Atomic life = &no_life;
+
+static struct {
+    _Atomic uint64_t start, end;
+} held_open[OPEN_MAX];
+static atomic_int held_open_all; /* those that found no slot */
+
+static atomic_uint epoch;
+static _Atomic uint64_t n_splits, n_waits, n_retries, n_windows;
+static _Atomic uint64_t *_Atomic live_counter;
+static _Atomic uint64_t last_end, last_pages; /* of the last split: tells sequential writers */
+atomic_int ud__trap_on;
+
+static void count(_Atomic uint64_t *c)
+{
+    atomic_fetch_add_explicit(c, 1, memory_order_relaxed);
+}
+
+static long protect(uint64_t start, uint64_t end, int prot)
+{
+    return ud__sys(__NR_mprotect, start, end - start, prot);
+}
+
+/* ---- bits ------------------------------------------------------------------------------------------- */
+
+static uint64_t bits_of(uint64_t at, uint64_t end, uint64_t *next)
+{
+    uint64_t first = at >> ud__page_shift & 63, stop = (at | ((64ull << ud__page_shift) - 1)) + 1;
+    *next = stop < end ? stop : end;
+    uint64_t n = (*next - at) >> ud__page_shift;
+    return (n == 64 ? ~0ull : (1ull << n) - 1) << first;
+}
+
+static void put(uint64_t start, uint64_t end, enum ud__trap_plane plane, int value)
+{
+    for (uint64_t at = start, next; at < end; at = next) {
+        uint64_t bits = bits_of(at, end, &next);
+        struct ud__trap_cell *c = ud__trap_cell(at);
+        if (c && value)
+            atomic_fetch_or(&c->bits[plane], bits);
+        else if (c)
+            atomic_fetch_and(&c->bits[plane], ~bits);
+    }
+}
+
+static int any_closed(uint64_t start, uint64_t end)
+{
+    for (uint64_t at = start, next; at < end; at = next) {
+        uint64_t bits = bits_of(at, end, &next);
+        struct ud__trap_cell *c = ud__trap_cell(at);
+        if (c && atomic_load(&c->bits[UD__TRAP_CLOSED]) & bits)
+            return 1;
+    }
+    return 0;
+}
+
+static void changed(void)
+{
+    atomic_fetch_add(&epoch, 1);
+    ud__sys(__NR_futex, &epoch, FUTEX_WAKE_PRIVATE, 0x7fffffff);
+}
+
+static int agent_alive(void)
+{
+    return atomic_load(&atomic_load(&life)->alive);
+}
+
+/* Sleeps until the epoch moves on from `seen`, read before the look that found a window. */
+static void wait_past(unsigned seen)
+{
+    count(&n_waits);
+    ud__sys(__NR_futex, &epoch, FUTEX_WAIT_PRIVATE, seen, 0);
+}
+
+/* ---- openers ------------------------------------------------------------------------------------------ */
+
+/* 0, -EAGAIN when a window is over [start, end), or -errno of mprotect. */
+static long open_now(uint64_t start, uint64_t end)
+{
+    struct life *l = atomic_load(&life);
+    long r = -EAGAIN;
+    atomic_fetch_add(&l->openers, 1);
+    if (!any_closed(start, end) || !atomic_load(&l->alive)) {
+        r = protect(start, end, PROT_READ | PROT_WRITE);
+        if (!r) { /* protection first: who finds no bit must find the page writable */
+            put(start, end, UD__TRAP_PROTECT, 0);
+            if (!atomic_load(&l->alive))
+                put(start, end, UD__TRAP_CLOSED, 0);
+        }
+    }
+    atomic_fetch_sub(&l->openers, 1);
+    return r;
+}
+
+/* As open_now, and waits for windows. */
+static long open_soon(uint64_t start, uint64_t end)
+{
+    for (;;) {
+        unsigned seen = atomic_load(&epoch);
+        long r = open_now(start, end);
+        if (r != -EAGAIN)
+            return r;
+        wait_past(seen);
+    }
+}
+
+static int open_run(uint64_t start, uint64_t end, void *arg)
+{
+    long r = open_soon(start, end);
+    if (r == -ENOMEM) { /* part of it was unmapped and we were not told, or no VMA is left */
+        r = 0;
+        for (uint64_t at = start; at < end; at += ud__page) {
+            long one = open_soon(at, at + ud__page);
+            r = one ? one : r;
+        }
+    }
+    *(long *)arg = r ? r : *(long *)arg;
+    return 0;
+}
+
+int ud__trap_open(uint64_t start, uint64_t end)
+{
+    long r = 0;
+    ud__trap_each(start, end, UD__TRAP_PROTECT, open_run, &r);
+    return (int)r;
+}
+
+void ud__trap_open_all(void)
+{
+    ud__trap_open(0, ud__trap_highest());
+}
+
+void ud__trap_settle(uint64_t start, uint64_t end)
+{
+    start &= ~(uint64_t)(ud__page - 1);
+    end = (end + ud__page - 1) & ~(uint64_t)(ud__page - 1);
+    for (;;) {
+        unsigned seen = atomic_load(&epoch);
+        if (!any_closed(start, end) || !agent_alive())
+            break;
+        wait_past(seen);
+    }
+    put(start, end, UD__TRAP_PROTECT, 0);
+}
+
+int ud_writable_open(void *addr, size_t len)
+{
+    uint64_t start = (uint64_t)addr & ~(uint64_t)(ud__page - 1);
+    uint64_t end = ((uint64_t)addr + len + ud__page - 1) & ~(uint64_t)(ud__page - 1);
+    int token = 0;
+    if (!len)
+        return OPEN_MAX + 2;
+    while (token < OPEN_MAX) {
+        uint64_t none = 0;
+        if (atomic_compare_exchange_strong(&held_open[token].start, &none, start)) {
+            atomic_store(&held_open[token].end, end);
+            break;
+        }
+        token++;
+    }
+    if (token == OPEN_MAX)
+        atomic_fetch_add(&held_open_all, 1);
+    for (;;) {
+        unsigned seen = atomic_load(&epoch);
+        if (!any_closed(start, end) || !agent_alive())
+            break;
+        wait_past(seen);
+    }
+    int r = ud__trap_open(start, end);
+    if (r)
+        ud_writable_close(token + 1);
+    return r ? r : token + 1;
+}
+
+int ud_writable_close(int token)
+{
+    if (token == OPEN_MAX + 2)
+        return 0;
+    if (token < 1 || token > OPEN_MAX + 1)
+        return -EINVAL;
+    if (token == OPEN_MAX + 1) {
+        atomic_fetch_sub(&held_open_all, 1);
+        return 0;
+    }
+    atomic_store(&held_open[token - 1].end, 0);
+    atomic_store(&held_open[token - 1].start, 0);
+    return 0;
+}
+
+static int is_held_open(uint64_t start, uint64_t end)
+{
+    if (atomic_load(&held_open_all))
+        return 1;
+    for (int i = 0; i < OPEN_MAX; i++) {
+        uint64_t from = atomic_load(&held_open[i].start), to = atomic_load(&held_open[i].end);
+        if (from && from < end && (!to || start < to)) /* no end yet: it is just being opened */
+            return 1;
+    }
+    return 0;
+}
+
+/* ---- windows ------------------------------------------------------------------------------------------- */
+
+static int wait_for_openers(void)
+{
+    struct life *l = atomic_load(&life);
+    if (!atomic_load(&l->openers))
+        return 0;
+    for (uint64_t until = ud__now_us() + OPENERS_WAIT_US; atomic_load(&l->openers);) {
+        if (ud__now_us() > until)
+            return -EAGAIN;
+        ud__sys(__NR_sched_yield);
+    }
+    return 0;
+}
+
+/* Lets writers go without having touched the protection. */
+static void undo(uint64_t start, uint64_t end)
+{
+    put(start, end, UD__TRAP_CLOSED, 0);
+    changed();
+}
+
+int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t, void *), void *arg)
+{
+    if (!atomic_load(&ud__trap_on))
+        return -EINVAL;
+    int r = ud__trap_reserve(start, end);
+    if (r)
+        return r;
+    put(start, end, UD__TRAP_CLOSED, 1);
+    if (atomic_load(&ud__busy_count) || is_held_open(start, end))
+        r = -EBUSY;
+    else if (!(r = wait_for_openers()) && check)
+        r = check(start, end, arg);
+    if (r) {
+        undo(start, end);
+        return r;
+    }
+    r = (int)protect(start, end, PROT_READ);
+    if (r) { /* a part of it may be protected by now */
+        ud__trap_end(start, end, UD__TRAP_OPEN);
+        return r;
+    }
+    count(&n_windows);
+    return 0;
+}
+
+static void make_writable(uint64_t start, uint64_t end)
+{
+    if (!protect(start, end, PROT_READ | PROT_WRITE))
+        return;
+    for (uint64_t at = start; at < end; at += ud__page) /* a hole in it, or no VMA left */
+        if (protect(at, at + ud__page, PROT_READ | PROT_WRITE))
+            put(at, at + ud__page, UD__TRAP_PROTECT, 1); /* a writer's fault tries again */
+}
+
+void ud__trap_end(uint64_t start, uint64_t end, enum ud__trap_state state)
+{
+    if (start >= end)
+        return;
+    put(start, end, UD__TRAP_PROTECT, state == UD__TRAP_PROTECTED);
+    if (state == UD__TRAP_OPEN)
+        make_writable(start, end);
+    put(start, end, UD__TRAP_CLOSED, 0);
+    changed();
+}
+
+/* ---- faults ---------------------------------------------------------------------------------------------- */
+
+static int is_write(const ucontext_t *uc)
+{
+#if defined(__x86_64__)
+    return (uc->uc_mcontext.gregs[REG_ERR] & 2) != 0;
+#elif defined(__aarch64__)
+    const unsigned char *p = (const unsigned char *)uc->uc_mcontext.__reserved;
+    for (size_t at = 0; at + 16 <= sizeof uc->uc_mcontext.__reserved;) {
+        uint32_t magic, size;
+        uint64_t esr;
+        __builtin_memcpy(&magic, p + at, 4);
+        __builtin_memcpy(&size, p + at + 4, 4);
+        if (magic == 0x45535201) { /* esr_context */
+            __builtin_memcpy(&esr, p + at + 8, 8);
+            return (esr & 1 << 6) != 0;
+        }
+        if (!magic || !size)
+            break;
+        at += size;
+    }
+    return 0;
+#endif
+}
+
+/* 1 if the program may write at addr: an atomic OR with 0, made by the kernel, which reports instead of faulting. */
+static int writable_now(uint64_t addr)
+{
+    static unsigned nobody;
+    unsigned op = FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_LT, 0x800);
+    return ud__sys(__NR_futex, &nobody, FUTEX_WAKE_OP_PRIVATE, 0, 0, addr & ~3ull, op) >= 0;
+}
+
+/* How much to open: one page, so that each split is told of; twice as much as before to whoever writes on
+ * in sequence, never beyond the cell or an unprotected page. */
+static uint64_t window(const struct ud__trap_cell *c, uint64_t page)
+{
+    uint64_t n = 1, at = page >> ud__page_shift & 63;
+    uint64_t rest = atomic_load(&c->bits[UD__TRAP_PROTECT]) >> at;
+    if (atomic_load_explicit(&last_end, memory_order_relaxed) == page)
+        n = atomic_load_explicit(&last_pages, memory_order_relaxed) * 2;
+    uint64_t run = rest == ~0ull ? 64 : (uint64_t)__builtin_ctzll(~rest);
+    n = n > run ? run : n;
+    n = n > WINDOW_MAX ? WINDOW_MAX : n < 1 ? 1 : n;
+    return n;
+}
+
+static int first_run(uint64_t start, uint64_t end, void *arg)
+{
+    uint64_t *out = arg;
+    out[0] = start;
+    out[1] = end;
+    return 1;
+}
+
+/* No VMA left to cut one page out: the whole run of protected pages around it. */
+static long open_wide(uint64_t page)
+{
+    uint64_t start = page, run[2] = {page, page + ud__page};
+    for (struct ud__trap_cell *c; (c = ud__trap_cell(start - ud__page)); start -= ud__page)
+        if (!(atomic_load(&c->bits[UD__TRAP_PROTECT]) >> ((start - ud__page) >> ud__page_shift & 63) & 1))
+            break;
+    ud__trap_each(start, ud__trap_highest(), UD__TRAP_PROTECT, first_run, run);
+    return open_now(run[0], run[1] > page ? run[1] : page + ud__page);
+}
+
+static long split(const struct ud__trap_cell *c, uint64_t page)
+{
+    uint64_t n = window(c, page), end = page + (n << ud__page_shift);
+    long r = open_now(page, end);
+    if (r == -ENOMEM)
+        r = open_wide(page);
+    if (r)
+        return r;
+    atomic_store_explicit(&last_end, end, memory_order_relaxed);
+    atomic_store_explicit(&last_pages, n, memory_order_relaxed);
+    count(&n_splits);
+    _Atomic uint64_t *live = atomic_load(&live_counter);
+    if (live)
+        count(live);
+    return 0;
+}
+
+int ud__trap_serve(const siginfo_t *info, void *ucontext)
+{
+    uint64_t addr = (uint64_t)info->si_addr, page = addr & ~(uint64_t)(ud__page - 1);
+    struct ud__trap_cell *c;
+    if (info->si_code != SEGV_ACCERR || !(c = ud__trap_cell(addr)) || !is_write(ucontext))
+        return 0;
+    uint64_t bit = 1ull << (addr >> ud__page_shift & 63);
+    for (long r;;) {
+        unsigned seen = atomic_load(&epoch);
+        if (atomic_load(&c->bits[UD__TRAP_CLOSED]) & bit) {
+            if (agent_alive())
+                wait_past(seen);
+            else if ((r = open_now(page, page + ud__page)) != -EAGAIN)
+                return !r;
+        } else if (atomic_load(&c->bits[UD__TRAP_PROTECT]) & bit) {
+            r = split(c, page);
+            if (!r)
+                ud__splits_record(addr, ucontext);
+            if (r != -EAGAIN)
+                return !r;
+        } else if (writable_now(addr)) {
+            count(&n_retries);
+            return 1;
+        } else if (seen == atomic_load(&epoch) && !(atomic_load(&c->bits[UD__TRAP_CLOSED]) & bit)) {
+            return 0;
+        }
+    }
+}
+
+/* ---- on and off --------------------------------------------------------------------------------------------- */
+
+static int make_life(void)
+{
+    if (atomic_load(&life) != &no_life)
+        return 0;
+    long p = ud__sys(__NR_mmap, 0, ud__page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (ud__is_err(p))
+        return (int)p;
+    long r = ud__sys(__NR_madvise, p, ud__page, MADV_WIPEONFORK);
+    if (r) {
+        ud__sys(__NR_munmap, p, ud__page);
+        return (int)r;
+    }
+    ud__own_add((void *)p, ud__page);
+    atomic_store(&life, (struct life *)p);
+    return 0;
+}
+
+static int end_inherited(uint64_t start, uint64_t end, void *arg)
+{
+    (void)arg;
+    ud__trap_end(start, end, UD__TRAP_OPEN);
+    return 0;
+}
+
+int ud__trap_enable(_Atomic uint64_t *trap_splits, char *text, size_t cap)
+{
+    int r = make_life();
+    if (r)
+        return r;
+    ud__trap_map_own();
+    atomic_store(&live_counter, trap_splits);
+    ud__sig_virtual_mask();
+    r = ud__sig_install();
+    if (r)
+        return r;
+    if (!atomic_exchange(&atomic_load(&life)->alive, 1)) { /* the first time, or the child of a fork amid a batch */
+        wait_for_openers();
+        ud__trap_each(0, ud__trap_highest(), UD__TRAP_CLOSED, end_inherited, NULL);
+    }
+    atomic_store(&ud__trap_on, 1);
+    return ud__trap_owner_ok(text, cap) ? 0 : -EBUSY;
+}
+
+void ud__trap_disable(void)
+{
+    ud__trap_open_all();
+    /* The handler stays: a thread may have faulted and not have come to it yet. It passes everything on. */
+    atomic_store(&ud__trap_on, 0);
+    atomic_store(&live_counter, NULL);
+}
+
+void ud__trap_counts(struct ud__trap_counts *out)
+{
+    out->splits = atomic_load(&n_splits);
+    out->waits = atomic_load(&n_waits);
+    out->retries = atomic_load(&n_retries);
+    out->windows = atomic_load(&n_windows);
+}

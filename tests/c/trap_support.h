@@ -1,0 +1,94 @@
+/* What tests of the trap share: a region, merging a part of it as the agent would, children that may die. */
+#ifndef TRAP_SUPPORT_H
+#define TRAP_SUPPORT_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "check.h"
+#include "internal.h"
+#include "trap.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { PAGE = 4096 };
+
+static inline char *new_region(size_t pages)
+{
+    char *p = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(p != MAP_FAILED);
+    for (size_t i = 0; i < pages; i++)
+        memset(p + i * PAGE, (int)(i + 1), PAGE);
+    return p;
+}
+
+static inline void enable(void)
+{
+    char text[128];
+    CHECK(!ud__trap_enable(NULL, text, sizeof text), "%s", text);
+}
+
+/* One whole merge: close, copy to a sealed memfd, compare, remap, end. 0, or why the window was refused. */
+static inline int merge(char *p, size_t pages, int protect)
+{
+    uint64_t start = (uint64_t)p, end = start + pages * PAGE;
+    int r = ud__trap_begin(start, end, NULL, NULL);
+    if (r)
+        return r;
+    int fd = memfd_create("test-segment", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    CHECK(fd >= 0 && pwrite(fd, p, pages * PAGE, 0) == (ssize_t)(pages * PAGE));
+    CHECK(!fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL));
+    char *copy = mmap(NULL, pages * PAGE, PROT_READ, MAP_PRIVATE, fd, 0);
+    CHECK(copy != MAP_FAILED);
+    int equal = memcmp(copy, p, pages * PAGE) == 0; /* nobody can have written since the copy was made */
+    CHECK(equal, "a page changed inside the window");
+    munmap(copy, pages * PAGE);
+    int prot = protect ? PROT_READ : PROT_READ | PROT_WRITE;
+    CHECK(mmap(p, pages * PAGE, prot, MAP_PRIVATE | MAP_FIXED, fd, 0) == p);
+    close(fd);
+    ud__trap_end(start, end, protect ? UD__TRAP_PROTECTED : UD__TRAP_OPEN);
+    return 0;
+}
+
+static inline struct ud__trap_counts counts(void)
+{
+    struct ud__trap_counts c;
+    ud__trap_counts(&c);
+    return c;
+}
+
+/* Runs fn in a child and returns its wait status. */
+static inline int in_child(void (*fn)(void))
+{
+    fflush(NULL);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (!pid) {
+        alarm(20);
+        fn();
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    return status;
+}
+
+#define EXITS(fn, code)                                                                     \
+    do {                                                                                    \
+        int st = in_child(fn);                                                              \
+        CHECK(WIFEXITED(st) && WEXITSTATUS(st) == (code), #fn ": status 0x%x", st);         \
+    } while (0)
+#define DIES(fn, sig)                                                                       \
+    do {                                                                                    \
+        int st = in_child(fn);                                                              \
+        CHECK(WIFSIGNALED(st) && WTERMSIG(st) == (sig), #fn ": status 0x%x", st);           \
+    } while (0)
+
+#endif
