@@ -192,22 +192,3 @@ void ud_estimate_count(const uint64_t *sorted, size_t n, struct ud_estimate *out
     }
     out->pages = n;
 }
-
-static size_t lower(const uint64_t *sorted, size_t n, uint64_t value)
-{
-    size_t lo = 0, hi = n;
-    while (lo < hi) {
-        size_t mid = lo + (hi - lo) / 2;
-        if (sorted[mid] < value)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    return lo;
-}
-
-size_t ud_estimate_find(const uint64_t *sorted, size_t n, uint64_t value)
-{
-    size_t first = lower(sorted, n, value);
-    return (value == UINT64_MAX ? n : lower(sorted, n, value + 1)) - first;
-}

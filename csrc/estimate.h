@@ -33,7 +33,5 @@ UD_API long ud_estimate_read(int pid, int pagemap, uint64_t addr, size_t npages,
 UD_API void ud_estimate_sort(uint64_t *digests, size_t n);
 /* Counts equal digests in a sorted array. */
 UD_API void ud_estimate_count(const uint64_t *sorted, size_t n, struct ud_estimate *out);
-/* How many of `value` stand in a sorted array. */
-UD_API size_t ud_estimate_find(const uint64_t *sorted, size_t n, uint64_t value);
 
 #endif

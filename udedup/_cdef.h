@@ -146,4 +146,3 @@ long ud_estimate_read(int pid, int pagemap, uint64_t addr, size_t npages, size_t
                       struct ud_estimate_seen *seen);
 void ud_estimate_sort(uint64_t *digests, size_t n);
 void ud_estimate_count(const uint64_t *sorted, size_t n, struct ud_estimate *out);
-size_t ud_estimate_find(const uint64_t *sorted, size_t n, uint64_t value);
