@@ -146,3 +146,88 @@ long ud_estimate_read(int pid, int pagemap, uint64_t addr, size_t npages, size_t
                       struct ud_estimate_seen *seen);
 void ud_estimate_sort(uint64_t *digests, size_t n);
 void ud_estimate_count(const uint64_t *sorted, size_t n, struct ud_estimate *out);
+
+/* ---- index.h ----------------------------------------------------------------------------------- */
+/* include: index.h */
+
+struct ud_planner;
+
+struct ud_plan_conf {
+    uint64_t key[2];
+    uint32_t run;
+    uint32_t max_page_sharing;
+    uint32_t min_run;
+    uint32_t segment_pages;
+    uint32_t outstanding_pages;
+    uint32_t short_delay;
+    uint32_t answer_timeout;
+    uint32_t dead_percent;
+};
+
+struct ud_plan_out {
+    uint32_t sid;
+    uint32_t gid;
+    uint32_t bytes;
+    uint32_t plan;
+};
+
+struct ud_plan_counts {
+    uint64_t tracked;
+    uint64_t pages_volatile;
+    uint64_t unshared;
+    uint64_t waiting;
+    uint64_t merged;
+    uint64_t shared;
+    uint64_t sharing;
+    uint64_t zero;
+    uint64_t fork_shared;
+    uint64_t refused;
+    uint64_t lost;
+};
+
+struct ud_plan_store {
+    uint64_t segments, slots, used, dead;
+    uint64_t tile_slots;
+    uint64_t metadata_bytes;
+    uint64_t index_slots, index_used;
+    uint64_t queued_pages, waiting_runs, ready_runs, plans;
+    uint64_t again_blocks;
+    uint64_t outstanding_pages;
+};
+
+struct ud_planner *ud_planner_new(size_t page_size);
+void ud_planner_free(struct ud_planner *p);
+void ud_planner_configure(struct ud_planner *p, const struct ud_plan_conf *conf);
+
+int ud_planner_session(struct ud_planner *p, int fd, int64_t now);
+
+int ud_planner_leave(struct ud_planner *p, uint32_t sid, int64_t now);
+
+int ud_planner_header(struct ud_planner *p, uint32_t sid, struct ud_ledger_header *out);
+
+int ud_planner_segment(struct ud_planner *p, int fd, uint64_t *name);
+
+int ud_planner_drop(struct ud_planner *p, uint32_t gid);
+
+uint32_t ud_planner_find(struct ud_planner *p, uint64_t name);
+int ud_planner_segment_info(struct ud_planner *p, uint32_t gid, uint32_t *npages, uint32_t *used, uint64_t *name);
+
+int ud_planner_scan(struct ud_planner *p, uint32_t sid, int64_t now);
+
+int ud_planner_next(struct ud_planner *p, int64_t now, struct ud_plan_out *out, void *buf);
+
+int ud_planner_published(struct ud_planner *p, uint32_t sid, uint32_t plan, uint32_t gid, int64_t now);
+int ud_planner_result(struct ud_planner *p, uint32_t sid, uint32_t plan, uint32_t merged, uint32_t refused, int64_t now);
+
+int64_t ud_planner_timer(struct ud_planner *p, int64_t now);
+
+uint32_t ud_planner_due(struct ud_planner *p, int64_t now);
+
+void ud_planner_count(struct ud_planner *p, struct ud_plan_counts *sum, struct ud_plan_store *store);
+int ud_planner_session_counts(struct ud_planner *p, uint32_t sid, struct ud_plan_counts *out);
+
+int ud_planner_idle(struct ud_planner *p, int64_t now, uint32_t *gids, int cap);
+
+int ud_planner_compact(struct ud_planner *p, int64_t now);
+
+int ud_planner_quiet(struct ud_planner *p);

@@ -1,0 +1,191 @@
+/* index_int.h: what the files of index and planner share. Not installed, not for others.
+ *
+ * A page of a session is named by its number in the ledger: block * UD_BLOCK_PAGES + page. Bitmaps
+ * hold one word a block, so a block's pages are handled at once.
+ */
+#ifndef UD_INDEX_INT_H
+#define UD_INDEX_INT_H
+
+#include <stdbool.h>
+#include <string.h>
+#include "index.h"
+
+#define UD__MAX_IDS (1u << 17)
+#define UD__MAX_PAGES (1u << 30)
+#define UD__SHORT_RUN 4u  /* runs below this wait until longer ones had their chance */
+#define UD__TILE_ROW 32u  /* equal pages in a row that are worth a tile */
+#define UD__MAX_EXTENT 65536u
+#define UD__MAX_MERGES 4u /* MERGE messages one agent may have before it */
+#define UD__MAX_WAITS (1u << 20)
+#define UD__NONE UINT32_MAX
+
+struct ud__wait { /* `n` pages of `sid` from `page` wait for the publication of the owner's from `owner` */
+    uint32_t sid, page, owner, n;
+    bool row; /* all n equal the owner's one page: map its tile again and again */
+};
+
+struct ud__move { /* `n` pages from `page` are to be mapped from slots `slot`.. of `gid` */
+    uint32_t page, n, gid, slot;
+    uint64_t vaddr;
+};
+
+struct ud__tile {
+    uint32_t page, copies;
+};
+
+struct ud__session {
+    uint32_t id;
+    const struct ud_ledger_header *header;
+    const struct ud_block_head *heads;
+    const uint8_t *states;
+    const uint64_t *entries;
+    size_t map_bytes;
+    uint32_t capacity, count; /* blocks: of the file; in use at the last look */
+    uint64_t *claim;          /* page is in a queue or plan of any kind */
+    uint64_t *pub;            /* ... as the owner of a publication */
+    uint64_t *queue;          /* ... that has not been asked for */
+    uint64_t *again;          /* a bit a block: to be looked at again at again_at */
+    uint32_t *order;          /* blocks by address */
+    uint32_t order_count;
+    uint32_t seen_gen;
+    bool fresh;               /* nothing seen yet: look at everything */
+    uint32_t again_count, queued;
+    bool again_open; /* ... and a settle has to wait for it */
+    int64_t again_at, long_at, short_since, mute_until;
+    uint32_t backoff;
+    int failed_publishes;
+    uint32_t publishes, merges; /* plans before the agent */
+    struct ud__wait *waits;     /* runs that wait for this session's pages */
+    uint32_t wait_count, wait_room;
+    struct ud__move *moves;     /* runs ready for a MERGE to this session */
+    uint32_t move_count, move_room, move_next;
+    bool moves_sorted;
+    uint32_t planned_runs;      /* mappings asked for since it was last quiet */
+    struct ud__tile *tiles;     /* tiles it is to publish */
+    uint32_t tile_count, tile_room;
+    struct ud_plan_counts counts;
+};
+
+struct ud__segment {
+    uint32_t id;
+    uint64_t name;
+    uint32_t npages, used, plans; /* plans: plans and ready runs that name it */
+    uint64_t *digests;
+    uint64_t *map;  /* slots in use, by the last count */
+    int64_t since;  /* when it was attached or last planned with */
+    bool counted;   /* a count has run since then */
+    bool retiring;  /* its live slots are moved elsewhere: no new uses */
+};
+
+struct ud__run {
+    uint32_t page, n, slot, copies; /* copies: 0, or of the one page */
+};
+
+struct ud__plan {
+    uint32_t number, sid, gid;
+    uint16_t type;
+    bool late;
+    uint32_t npages, nruns; /* npages: slots, for PUBLISH */
+    int64_t sent;
+    struct ud__run *runs; /* PUBLISH: by page */
+};
+
+struct ud__table {
+    uint64_t *slots; /* tag 16 | stable 1 | id 17 | page or slot 30; 0 = free */
+    size_t size, used;
+};
+
+struct ud_planner {
+    size_t page_size;
+    struct ud_plan_conf conf;
+    struct ud__table table;
+    uint64_t secret;
+    struct ud__session **sessions; /* by id; 0 is not used */
+    struct ud__segment **segments;
+    uint32_t session_room, segment_room;
+    struct ud__plan *plans;
+    uint32_t plan_count, plan_room, next_plan, next_sid;
+    uint64_t wait_total, move_total, outstanding, queued;
+};
+
+struct ud__ref {
+    bool stable;
+    uint32_t id, page;
+};
+
+/* index.c */
+bool ud__index_find(struct ud_planner *p, uint64_t digest, struct ud__ref *found);
+void ud__index_put(struct ud_planner *p, uint64_t digest, struct ud__ref ref);
+void *ud__zeroed(size_t bytes);
+void ud__unmap(void *address, size_t bytes);
+int ud__grow(void **array, uint32_t *room, uint32_t need, size_t item);
+
+/* index_ledger.c */
+int ud__ledger_attach(struct ud__session *s, int fd, size_t page_size);
+void ud__ledger_detach(struct ud__session *s);
+void ud__ledger_refresh(struct ud__session *s);
+uint64_t ud__ledger_vaddr(const struct ud__session *s, uint32_t page, size_t page_size);
+bool ud__ledger_follows(const struct ud__session *s, uint32_t page, size_t page_size);
+
+/* plan.c */
+void ud__claim(struct ud__session *s, uint32_t page, uint32_t n, bool on);
+void ud__put_off(struct ud__session *s, uint32_t page, int64_t at, bool open);
+bool ud__digest_of(struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest);
+struct ud__plan *ud__plan_new(struct ud_planner *p, struct ud__session *s, uint16_t type, uint32_t nruns, int64_t now);
+struct ud__plan *ud__plan_find(struct ud_planner *p, uint32_t sid, uint32_t number);
+void ud__plan_end(struct ud_planner *p, struct ud__plan *plan);
+
+/* plan_wait.c */
+int ud__wait_for(struct ud_planner *p, struct ud__session *owner, struct ud__wait wait);
+void ud__resolve(struct ud_planner *p, struct ud__session *owner, const struct ud__plan *plan, uint32_t gid, int64_t now);
+void ud__forget_waiter(struct ud_planner *p, uint32_t sid);
+
+/* plan_publish.c */
+void ud__queue(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n);
+int ud__queue_tile(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t copies);
+int ud__make_publish(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf);
+void ud__publish_over(struct ud_planner *p, struct ud__plan *plan, uint32_t gid, int64_t now);
+
+/* plan_merge.c */
+int ud__ready(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n, uint32_t gid, uint32_t slot);
+int ud__make_merge(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf);
+void ud__drop_moves(struct ud_planner *p, struct ud__session *s);
+
+static inline struct ud__session *ud__session(struct ud_planner *p, uint32_t id)
+{
+    return id < p->session_room ? p->sessions[id] : NULL;
+}
+
+static inline struct ud__segment *ud__segment(struct ud_planner *p, uint32_t id)
+{
+    return id < p->segment_room ? p->segments[id] : NULL;
+}
+
+static inline bool ud__bit(const uint64_t *map, uint32_t page)
+{
+    return map[page / 64] >> (page % 64) & 1;
+}
+
+/* The high bits of a state are the agent's own. */
+static inline uint8_t ud__state(const struct ud__session *s, uint32_t page)
+{
+    return __atomic_load_n(&s->states[page], __ATOMIC_ACQUIRE) & 7;
+}
+
+static inline uint64_t ud__entry(const struct ud__session *s, uint32_t page)
+{
+    return __atomic_load_n(&s->entries[page], __ATOMIC_RELAXED);
+}
+
+static inline bool ud__in_use(const struct ud__session *s, uint32_t page)
+{
+    return page / UD_BLOCK_PAGES < s->count;
+}
+
+/* A candidate that is in no plan. */
+static inline bool ud__free_candidate(const struct ud__session *s, uint32_t page)
+{
+    return ud__in_use(s, page) && ud__state(s, page) == UD_PG_STABLE && !ud__bit(s->claim, page);
+}
+
+#endif

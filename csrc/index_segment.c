@@ -1,0 +1,121 @@
+/* index_segment.c: segments of the store as the merger knows them: a name and a digest for each slot.
+ *
+ * Guarantees: only a memfd with all four seals is accepted, so its digests stay true and reading it
+ * cannot fault; it is mapped while it is digested and no longer.
+ * Fails: -EPERM without the seals, -EINVAL for a size that is no number of pages, -ENOMEM, -ENFILE.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include "index_int.h"
+
+#define ALL_SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+
+static int check(struct ud_planner *p, int fd, struct stat *st)
+{
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || (seals & ALL_SEALS) != ALL_SEALS)
+        return -EPERM;
+    if (fstat(fd, st) != 0)
+        return -errno;
+    uint64_t pages = (uint64_t)st->st_size / p->page_size;
+    if (!st->st_ino || !pages || st->st_size % (off_t)p->page_size || pages > 1u << UD_SLOT_BITS)
+        return -EINVAL;
+    return 0;
+}
+
+static int digest_slots(struct ud_planner *p, struct ud__segment *g, int fd)
+{
+    size_t bytes = (size_t)g->npages * p->page_size;
+    g->digests = malloc((size_t)g->npages * 8);
+    g->map = calloc(g->npages / 64 + 1, 8);
+    if (!g->digests || !g->map)
+        return -ENOMEM;
+    void *pages = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+    if (pages == MAP_FAILED)
+        return -errno;
+    ud_digest_pages(pages, g->npages, p->page_size, p->conf.key, g->digests);
+    munmap(pages, bytes);
+    return 0;
+}
+
+static void free_segment(struct ud__segment *g)
+{
+    free(g->digests);
+    free(g->map);
+    free(g);
+}
+
+uint32_t ud_planner_find(struct ud_planner *p, uint64_t name)
+{
+    for (uint32_t i = 1; i < p->segment_room; i++)
+        if (p->segments[i] && p->segments[i]->name == name)
+            return i;
+    return 0;
+}
+
+static int free_id(struct ud_planner *p)
+{
+    for (uint32_t i = 1; i < p->segment_room; i++)
+        if (!p->segments[i])
+            return (int)i;
+    uint32_t id = p->segment_room ? p->segment_room : 1;
+    if (id >= UD__MAX_IDS)
+        return -ENFILE;
+    int error = ud__grow((void **)&p->segments, &p->segment_room, id + 1, sizeof(*p->segments));
+    return error ? error : (int)id;
+}
+
+int ud_planner_segment(struct ud_planner *p, int fd, uint64_t *name)
+{
+    struct stat st;
+    int error = check(p, fd, &st);
+    if (error)
+        return error;
+    *name = st.st_ino;
+    int known = (int)ud_planner_find(p, st.st_ino);
+    if (known)
+        return known;
+    int id = free_id(p);
+    if (id < 0)
+        return id;
+    struct ud__segment *g = calloc(1, sizeof(*g));
+    if (!g)
+        return -ENOMEM;
+    *g = (struct ud__segment){.id = (uint32_t)id, .name = st.st_ino, .npages = (uint32_t)((uint64_t)st.st_size / p->page_size)};
+    error = digest_slots(p, g, fd);
+    if (error) {
+        free_segment(g);
+        return error;
+    }
+    p->segments[id] = g;
+    for (uint32_t slot = 0; slot < g->npages; slot++)
+        ud__index_put(p, g->digests[slot], (struct ud__ref){true, g->id, slot});
+    return id;
+}
+
+int ud_planner_drop(struct ud_planner *p, uint32_t gid)
+{
+    struct ud__segment *g = ud__segment(p, gid);
+    if (!g)
+        return -ENOENT;
+    if (g->plans)
+        return -EBUSY;
+    p->segments[gid] = NULL;
+    free_segment(g);
+    return 0;
+}
+
+int ud_planner_segment_info(struct ud_planner *p, uint32_t gid, uint32_t *npages, uint32_t *used, uint64_t *name)
+{
+    struct ud__segment *g = ud__segment(p, gid);
+    if (!g)
+        return -ENOENT;
+    *npages = g->npages;
+    *used = g->used;
+    *name = g->name;
+    return 0;
+}

@@ -1,0 +1,279 @@
+/* plan_match.c: the pass over what changed in a ledger: look up, extend to runs, hand on.
+ *
+ * Guarantees: only blocks raised since the last look, or put off and due, are read. A match is
+ * extended over neighbours whose digests are equal before anything is looked up again, so sharers
+ * get long runs. Short runs wait until long ones had their chance (conf.short_delay).
+ * Fails: what cannot be planned now is put off, never lost.
+ */
+#include <errno.h>
+#include "index_int.h"
+
+#define BUSY_AGAIN 100   /* ms until a page whose twin is itself on the move is looked at again */
+#define BUDGET_AGAIN 2000 /* ms until short runs of a session without mappings to spare are */
+#define LONG_RUN 64u     /* runs that are taken even then */
+#define TILE_SHARE 16u   /* a tile costs at most one page in so many of its row */
+
+/* Is the page at `to` one that can be matched with, and equal? */
+static bool twin(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__ref to)
+{
+    if (!ud__free_candidate(s, page))
+        return false;
+    uint64_t digest = ud__entry(s, page);
+    if (to.stable) {
+        struct ud__segment *g = ud__segment(p, to.id);
+        return g && to.page < g->npages && g->digests[to.page] == digest;
+    }
+    struct ud__session *o = ud__session(p, to.id);
+    return ud__in_use(o, to.page) && ud__state(o, to.page) == UD_PG_STABLE && ud__entry(o, to.page) == digest &&
+           (!ud__bit(o->claim, to.page) || ud__bit(o->pub, to.page));
+}
+
+/* Within one session a page cannot be owner and waiter both: runs end where they would meet. */
+static uint32_t limit(const struct ud__session *s, uint32_t page, struct ud__ref to)
+{
+    if (to.stable || to.id != s->id)
+        return UD__MAX_EXTENT;
+    return page > to.page ? page - to.page : to.page - page;
+}
+
+static uint32_t extend(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__ref to)
+{
+    struct ud__session *o = to.stable ? NULL : ud__session(p, to.id);
+    uint32_t most = limit(s, page, to), n = 1;
+    while (n < most && ud__ledger_follows(s, page + n - 1, p->page_size) &&
+           (!o || ud__ledger_follows(o, to.page + n - 1, p->page_size)) &&
+           twin(p, s, page + n, (struct ud__ref){to.stable, to.id, to.page + n}))
+        n++;
+    return n;
+}
+
+/* Pages before the match that fit too; not across blocks, nor within one session. */
+static uint32_t extend_back(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__ref to)
+{
+    uint32_t back = 0;
+    if (!to.stable && to.id == s->id)
+        return 0;
+    while ((page - back) % UD_BLOCK_PAGES && to.page - back > 0 &&
+           (to.stable || (to.page - back) % UD_BLOCK_PAGES) &&
+           twin(p, s, page - back - 1, (struct ud__ref){to.stable, to.id, to.page - back - 1}))
+        back++;
+    return back;
+}
+
+static bool has_room(const struct ud__session *s)
+{
+    uint32_t budget = s->header->vmas_budget, used = s->header->vmas_used;
+    return !budget || (uint64_t)used + 2ull * s->planned_runs < budget;
+}
+
+/* May a run of n be taken now? If not, it is put off. */
+static bool worth(struct ud_planner *p, struct ud__session *s, struct ud__session *o, uint32_t page, uint32_t n, int64_t now)
+{
+    if (n < p->conf.min_run)
+        return false;
+    if (n < LONG_RUN && (!has_room(s) || (o && !has_room(o)))) {
+        ud__put_off(s, page, now + BUDGET_AGAIN, false);
+        return false;
+    }
+    if (n >= UD__SHORT_RUN) {
+        s->long_at = now;
+        return true;
+    }
+    if (!s->short_since)
+        s->short_since = now;
+    int64_t delay = p->conf.short_delay;
+    if (now - s->long_at >= delay || now - s->short_since >= 5 * delay)
+        return true;
+    ud__put_off(s, page, now + delay, true);
+    return false;
+}
+
+static uint32_t match_stable(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__ref to, int64_t now)
+{
+    uint32_t n = extend(p, s, page, to), back = extend_back(p, s, page, to);
+    if (!worth(p, s, NULL, page, n + back, now))
+        return n;
+    if (ud__ready(p, s, page - back, n + back, to.id, to.page - back) == 0)
+        ud__claim(s, page - back, n + back, true);
+    return n;
+}
+
+static uint32_t match_pair(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__ref to, int64_t now)
+{
+    struct ud__session *o = ud__session(p, to.id);
+    struct ud__ref self = {false, s->id, page};
+    if (to.id == s->id && to.page == page)
+        return 1;
+    if (o->mute_until > now && o != s) {
+        ud__index_put(p, ud__entry(s, page), self); /* it does not publish: the other way round */
+        return 1;
+    }
+    if (!twin(p, s, page, to)) { /* its twin waits for somebody else's page, which we shall meet in the store */
+        ud__put_off(s, page, now + BUSY_AGAIN, true);
+        return 1;
+    }
+    uint32_t n = extend(p, s, page, to), back = extend_back(p, s, page, to);
+    if (s->mute_until > now || !worth(p, s, o, page, n + back, now))
+        return n;
+    if (ud__wait_for(p, o, (struct ud__wait){s->id, page - back, to.page - back, n + back, false})) {
+        ud__put_off(s, page, now + BUSY_AGAIN, true);
+        return n;
+    }
+    ud__claim(s, page - back, n + back, true);
+    s->planned_runs++;
+    ud__queue(p, o, to.page - back, n + back);
+    return n;
+}
+
+/* ---- rows of one page repeated -------------------------------------------------------------------- */
+
+static uint32_t row_length(struct ud_planner *p, struct ud__session *s, uint32_t page)
+{
+    uint64_t digest = ud__entry(s, page);
+    uint32_t n = 1;
+    while (n < UD__MAX_EXTENT && ud__ledger_follows(s, page + n - 1, p->page_size) && ud__free_candidate(s, page + n) &&
+           ud__entry(s, page + n) == digest)
+        n++;
+    return n;
+}
+
+static uint32_t tile_width(struct ud_planner *p, struct ud__ref to, uint32_t most)
+{
+    struct ud__segment *g = ud__segment(p, to.id);
+    uint32_t n = 1;
+    while (n < most && to.page + n < g->npages && g->digests[to.page + n] == g->digests[to.page])
+        n++;
+    return n;
+}
+
+static void lay_tile(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n, struct ud__ref to, uint32_t width)
+{
+    for (uint32_t k = 0; k < n; k += width) {
+        uint32_t part = n - k < width ? n - k : width;
+        if (ud__ready(p, s, page + k, part, to.id, to.page) == 0)
+            ud__claim(s, page + k, part, true);
+    }
+}
+
+static void publish_row(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n, uint32_t copies, int64_t now)
+{
+    struct ud__wait wait = {s->id, page, page, n, true};
+    if (s->mute_until > now || ud__wait_for(p, s, wait)) {
+        ud__put_off(s, page, now + BUSY_AGAIN, false);
+        return;
+    }
+    if (ud__queue_tile(p, s, page, copies)) {
+        s->wait_count--;
+        p->wait_total--;
+        return;
+    }
+    ud__claim(s, page, n, true);
+    ud__index_put(p, ud__entry(s, page), (struct ud__ref){false, s->id, page});
+}
+
+static void match_row(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n, int64_t now)
+{
+    struct ud__ref to;
+    uint32_t copies = n / TILE_SHARE;
+    if (copies > p->conf.max_page_sharing)
+        copies = p->conf.max_page_sharing;
+    if (copies > p->conf.segment_pages)
+        copies = p->conf.segment_pages;
+    bool found = ud__index_find(p, ud__entry(s, page), &to);
+    s->long_at = now;
+    if (found && to.stable) {
+        uint32_t width = tile_width(p, to, p->conf.max_page_sharing);
+        if (width * 4 >= copies) {
+            lay_tile(p, s, page, n, to, width);
+            return;
+        }
+    } else if (found) {
+        struct ud__session *o = ud__session(p, to.id);
+        bool coming = ud__bit(o->pub, to.page) && !ud__bit(o->queue, to.page);
+        if (coming && ud__wait_for(p, o, (struct ud__wait){s->id, page, to.page, n, true}) == 0) {
+            ud__claim(s, page, n, true);
+            return;
+        }
+        if (ud__bit(o->claim, to.page)) {
+            ud__put_off(s, page, now + BUSY_AGAIN, true);
+            return;
+        }
+    }
+    publish_row(p, s, page, n, copies, now);
+}
+
+/* ---- the pass ---------------------------------------------------------------------------------------- */
+
+/* Pages dealt with from `page` on. */
+static uint32_t match(struct ud_planner *p, struct ud__session *s, uint32_t page, int64_t now)
+{
+    struct ud__ref to;
+    uint32_t n = row_length(p, s, page);
+    if (n >= UD__TILE_ROW) {
+        match_row(p, s, page, n, now);
+        return n;
+    }
+    uint64_t digest = ud__entry(s, page);
+    if (!ud__index_find(p, digest, &to)) {
+        ud__index_put(p, digest, (struct ud__ref){false, s->id, page});
+        return 1;
+    }
+    return to.stable ? match_stable(p, s, page, to, now) : match_pair(p, s, page, to, now);
+}
+
+/* Looks at a block from its page `from` on; the first page, anywhere, that is not dealt with yet. */
+static uint32_t scan_block(struct ud_planner *p, struct ud__session *s, uint32_t block, uint32_t skip, int64_t now)
+{
+    uint32_t page = block * UD_BLOCK_PAGES, end = page + UD_BLOCK_PAGES;
+    if (skip > page && skip - page < UD__MAX_EXTENT)
+        page = skip < end ? skip : end;
+    while (page < end)
+        page += ud__free_candidate(s, page) ? match(p, s, page, now) : 1;
+    return page > skip ? page : skip;
+}
+
+static bool is_due(struct ud__session *s, uint32_t block)
+{
+    uint64_t bit = 1ull << block % 64;
+    if (!(s->again[block / 64] & bit))
+        return false;
+    s->again[block / 64] &= ~bit;
+    s->again_count--;
+    return true;
+}
+
+static uint64_t pending(const struct ud_planner *p)
+{
+    return p->move_total + p->wait_total + p->queued;
+}
+
+int ud_planner_scan(struct ud_planner *p, uint32_t sid, int64_t now)
+{
+    struct ud__session *s = ud__session(p, sid);
+    if (!s)
+        return -ENOENT;
+    if (p->conf.run != 1)
+        return 0;
+    uint64_t before = pending(p);
+    uint32_t gen = __atomic_load_n(&s->header->gen, __ATOMIC_ACQUIRE), skip = 0;
+    ud__ledger_refresh(s);
+    bool due = s->again_count && s->again_at <= now, all = s->fresh;
+    if (due) {
+        s->again_at = INT64_MAX;
+        s->again_open = false;
+    }
+    if (!s->publishes && !s->merges && !s->queued && s->move_next == s->move_count)
+        s->planned_runs = 0;
+    for (uint32_t o = 0; o < s->order_count; o++) {
+        uint32_t block = s->order[o];
+        uint32_t raised = __atomic_load_n(&s->heads[block].gen, __ATOMIC_ACQUIRE);
+        if ((due && is_due(s, block)) || all || (int32_t)(raised - s->seen_gen) >= 0)
+            skip = scan_block(p, s, block, skip, now);
+    }
+    s->seen_gen = gen;
+    s->fresh = false;
+    if (now - s->long_at >= p->conf.short_delay)
+        s->short_since = 0;
+    uint64_t after = pending(p);
+    return after > before ? (int)(after - before > INT32_MAX ? INT32_MAX : after - before) : 0;
+}

@@ -1,0 +1,179 @@
+/* plan_publish.c: which pages go to the store next, and in which order.
+ *
+ * Guarantees: longest runs first, in the owner's address order, packed into one segment of at most
+ * conf.segment_pages; at most conf.outstanding_pages asked for and not answered in the domain.
+ * Fails: pages that stopped being candidates leave the queue, and who waited for them is told.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include "index_int.h"
+
+#define MAX_PUBLISHES 2u /* before one agent: it copies the one while we plan the other */
+
+static const uint32_t lengths[] = {64, 16, UD__SHORT_RUN, 1};
+
+struct draft {
+    struct ud_msg_runs *msg;
+    struct ud__run *runs;
+    uint32_t nruns, npages, room;
+    bool dropped;
+};
+
+void ud__queue(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n)
+{
+    for (uint32_t i = page; i < page + n; i++) {
+        if (ud__bit(s->pub, i))
+            continue;
+        uint64_t bit = 1ull << i % 64;
+        s->claim[i / 64] |= bit;
+        s->pub[i / 64] |= bit;
+        s->queue[i / 64] |= bit;
+        s->queued++;
+        p->queued++;
+    }
+    s->planned_runs++;
+}
+
+int ud__queue_tile(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t copies)
+{
+    if (ud__grow((void **)&s->tiles, &s->tile_room, s->tile_count + 1, sizeof(*s->tiles)))
+        return -ENOMEM;
+    s->tiles[s->tile_count++] = (struct ud__tile){page, copies};
+    s->claim[page / 64] |= 1ull << page % 64;
+    s->pub[page / 64] |= 1ull << page % 64;
+    s->queued++;
+    p->queued++;
+    return 0;
+}
+
+static void unqueue(struct ud_planner *p, struct ud__session *s, uint32_t page)
+{
+    s->queue[page / 64] &= ~(1ull << page % 64);
+    s->queued--;
+    p->queued--;
+}
+
+static bool still_good(struct ud_planner *p, struct ud__session *s, uint32_t page)
+{
+    uint64_t digest;
+    return ud__ledger_vaddr(s, page, p->page_size) && ud__digest_of(p, s, page, &digest);
+}
+
+static void add_run(struct ud_planner *p, struct ud__session *s, struct draft *d, struct ud__run run)
+{
+    struct ud_msg_runs *m = d->msg;
+    uint64_t vaddr = ud__ledger_vaddr(s, run.page, p->page_size);
+    struct ud_run *last = m->nruns ? &m->runs[m->nruns - 1] : NULL;
+    if (last && !run.copies && !last->slot && last->vaddr + last->npages * p->page_size == vaddr)
+        last->npages += run.n;
+    else
+        m->runs[m->nruns++] = (struct ud_run){vaddr, run.n, run.copies};
+    run.slot = d->npages;
+    d->runs[d->nruns++] = run;
+    d->npages += run.copies ? run.copies : run.n;
+}
+
+static void take_tiles(struct ud_planner *p, struct ud__session *s, struct draft *d)
+{
+    while (s->tile_count && d->nruns < UD_MSG_MAX_RUNS) {
+        struct ud__tile tile = s->tiles[s->tile_count - 1];
+        if (d->npages && d->npages + tile.copies > d->room)
+            return;
+        s->tile_count--;
+        s->queued--;
+        p->queued--;
+        if (still_good(p, s, tile.page)) {
+            add_run(p, s, d, (struct ud__run){tile.page, 1, 0, tile.copies});
+        } else {
+            ud__claim(s, tile.page, 1, false);
+            d->dropped = true;
+        }
+    }
+}
+
+/* Length of the queued run at page, up to max; pages that are candidates no more leave the queue. */
+static uint32_t queued_run(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t max, struct draft *d)
+{
+    uint32_t n = 0;
+    while (n < max && ud__in_use(s, page + n) && ud__bit(s->queue, page + n)) {
+        if (!still_good(p, s, page + n)) {
+            unqueue(p, s, page + n);
+            ud__claim(s, page + n, 1, false);
+            ud__put_off(s, page + n, 0, false);
+            d->dropped = true;
+            break;
+        }
+        n++;
+        if (!ud__ledger_follows(s, page + n - 1, p->page_size))
+            break;
+    }
+    return n;
+}
+
+/* Takes the runs of at least `least` pages, by address. */
+static void take_runs(struct ud_planner *p, struct ud__session *s, struct draft *d, uint32_t least)
+{
+    for (uint32_t o = 0; o < s->order_count && s->queued; o++) {
+        uint32_t block = s->order[o], page = block * UD_BLOCK_PAGES;
+        for (uint32_t i = 0; i < UD_BLOCK_PAGES && s->queue[block] >> i;) {
+            uint32_t room = d->room - d->npages;
+            if (!room || d->nruns >= UD_MSG_MAX_RUNS)
+                return;
+            uint32_t n = queued_run(p, s, page + i, room, d);
+            if (n && (n >= least || n == room)) {
+                for (uint32_t k = 0; k < n; k++)
+                    unqueue(p, s, page + i + k);
+                add_run(p, s, d, (struct ud__run){page + i, n, 0, 0});
+            }
+            i += n ? n : 1;
+        }
+    }
+}
+
+static int by_page(const void *a, const void *b)
+{
+    const struct ud__run *x = a, *y = b;
+    return x->page < y->page ? -1 : x->page > y->page;
+}
+
+static int finish(struct ud_planner *p, struct ud__session *s, struct draft *d, int64_t now, struct ud_plan_out *out)
+{
+    struct ud__plan *plan = ud__plan_new(p, s, UD_MSG_PUBLISH, d->nruns, now);
+    if (!plan) {
+        for (uint32_t i = 0; i < d->nruns; i++)
+            ud__claim(s, d->runs[i].page, d->runs[i].n, false);
+        ud__resolve(p, s, NULL, 0, now);
+        return -ENOMEM;
+    }
+    memcpy(plan->runs, d->runs, d->nruns * sizeof(*d->runs));
+    qsort(plan->runs, d->nruns, sizeof(*plan->runs), by_page);
+    plan->nruns = d->nruns;
+    plan->npages = d->npages;
+    p->outstanding += d->npages;
+    s->publishes++;
+    uint32_t bytes = (uint32_t)(sizeof(*d->msg) + d->msg->nruns * sizeof(struct ud_run));
+    d->msg->msg = (struct ud_msg){UD_WIRE_MAGIC, UD_MSG_PUBLISH, UD_WIRE_VERSION, bytes, plan->number};
+    *out = (struct ud_plan_out){s->id, 0, bytes, plan->number};
+    return 1;
+}
+
+int ud__make_publish(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf)
+{
+    if (!s->queued || s->publishes >= MAX_PUBLISHES || p->outstanding >= p->conf.outstanding_pages)
+        return 0;
+    uint64_t left = p->conf.outstanding_pages - p->outstanding;
+    struct draft d = {.msg = buf, .room = left < p->conf.segment_pages ? (uint32_t)left : p->conf.segment_pages};
+    d.runs = malloc(UD_MSG_MAX_RUNS * sizeof(*d.runs));
+    if (!d.runs)
+        return -ENOMEM;
+    memset(d.msg, 0, sizeof(*d.msg));
+    ud__ledger_refresh(s);
+    take_tiles(p, s, &d);
+    for (size_t i = 0; i < sizeof(lengths) / sizeof(*lengths); i++)
+        take_runs(p, s, &d, lengths[i]);
+    int made = d.nruns ? finish(p, s, &d, now, out) : 0;
+    if (d.dropped)
+        ud__resolve(p, s, NULL, 0, now);
+    free(d.runs);
+    return made;
+}
