@@ -1,7 +1,7 @@
 """One cell: a workload's pool under one engine, from its start to its end, measured from outside.
 
-Guarantees: whatever happens the pool is dead and the engine's `finish` has run when `run_cell` returns or raises; a
-cell that went wrong says so in `status` and `reason`. Only KeyboardInterrupt and SystemExit come out of it.
+Guarantees: whatever happens the pool is dead and the engine's `finish` has run when `run_cell` returns or
+raises; a cell that went wrong says so in `status` and `reason`. Only requests to end come out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from udedup.bench import phases, procfs
 from udedup.bench.control import Pool, WorkerDied
@@ -39,17 +39,15 @@ class Limits:
     idle_s: float = 8.0
 
 
-class Progress(Protocol):
-    """Called with a line for people."""
-
-    def __call__(self, text: str) -> None: ...
+Progress = Callable[[str], None]
 
 
 def run_cell(
     workload: Workload, engine: Engine, spec: Spec, cell: Cell, rundir: Path, limits: Limits, say: Progress
 ) -> Cell:
     """Runs one cell and fills it in."""
-    run = Run(rundir=rundir, domain=f"bench-{os.getpid()}-{time.monotonic_ns() // 1000 % 10**9}", say=cell.notes.append)
+    domain = f"bench-{os.getpid()}-{time.monotonic_ns() // 1000 % 10**9}"
+    run = Run(rundir=rundir, domain=domain, say=cell.notes.append)
     spec = Spec(**{**asdict(spec), "advise": engine.advises})
     cell.spec, cell.possible = asdict(spec), workload.possible(spec)
     cell.spec["rundir"] = ""
@@ -72,7 +70,8 @@ def run_cell(
 
 
 def _start(workload: Workload, engine: Engine, spec: Spec, pool: Pool, run: Run) -> subprocess.Popen[bytes]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("UDEDUP_", "PYTHONHASHSEED"))}
+    dropped = ("UDEDUP_", "PYTHONHASHSEED")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     command, env = engine.wrap(workload.command(spec, pool.path), env, run)
     log = (run.rundir / f"{run.domain}.log").open("wb")
     with log:
@@ -92,7 +91,14 @@ def _start(workload: Workload, engine: Engine, spec: Spec, pool: Pool, run: Run)
 
 
 def _phases(
-    workload: Workload, engine: Engine, spec: Spec, cell: Cell, run: Run, pool: Pool, limits: Limits, say: Progress
+    workload: Workload,
+    engine: Engine,
+    spec: Spec,
+    cell: Cell,
+    run: Run,
+    pool: Pool,
+    limits: Limits,
+    say: Progress,
 ) -> None:
     say("loading")
     if workload.stop_by_signal:
@@ -193,5 +199,3 @@ def _cause(error: BaseException, process: subprocess.Popen[bytes] | None) -> str
     ended = process.poll() if process is not None else None
     suffix = f" (pool ended with status {ended})" if ended else ""
     return f"{error or type(error).__name__}{suffix}"
-
-

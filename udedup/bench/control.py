@@ -1,6 +1,6 @@
 """The control line between the bench and its workers: JSON lines over one unix stream socket.
 
-A worker connects and says hello ({"index", "pid"}); the bench sends {"op": ...} and gets one reply per request.
+A worker connects and says hello ({"index", "pid"}); the bench sends {"op": ...} and gets one reply for each.
 Fails: the bench raises WorkerDied with the worker's index when a line ends or times out.
 """
 
@@ -101,7 +101,7 @@ class Pool:
         self._server.listen(256)
 
     def accept(self, count: int, timeout: float, alive: Callable[[], bool]) -> None:
-        """Waits for `count` workers to say hello; raises WorkerDied on time-out or when `alive()` turns false."""
+        """Waits for `count` workers to say hello; WorkerDied on time-out or once `alive()` is false."""
         end = time.monotonic() + timeout
         while len(self.workers) < count:
             if select.select([self._server], [], [], 0.1)[0]:

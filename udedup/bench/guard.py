@@ -1,7 +1,7 @@
-"""Restores KSM's knobs when the bench ends, however it ends: reads them as one JSON line on stdin, says `ready`,
-waits for the end of stdin, writes them back.
+"""Restores KSM's knobs when the bench ends, however it ends: reads them as one JSON line on stdin, says
+`ready`, waits for the end of stdin, writes them back.
 
-Guarantees: ignores the terminal's signals. Fails: exit 1 with the cause on stderr if a knob cannot be written.
+Guarantees: ignores the terminal's signals. Fails: exit 1, the cause on stderr, if a knob cannot be written.
 """
 
 from __future__ import annotations

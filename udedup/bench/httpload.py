@@ -12,6 +12,8 @@ import time
 
 import requests
 
+from udedup.bench.workloads.base import thin
+
 
 def client(url: str, end: float, number: int, latencies: list[float], errors: list[str]) -> None:
     """One connection's requests until `end`."""
@@ -37,14 +39,16 @@ def main(argv: list[str]) -> int:
     errors: list[str] = []
     start = time.perf_counter()
     threads = [
-        threading.Thread(target=client, args=(url, start + seconds, i, latencies, errors)) for i in range(connections)
+        threading.Thread(target=client, args=(url, start + seconds, number, latencies, errors))
+        for number in range(connections)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     spent = time.perf_counter() - start
-    json.dump({"units": len(latencies), "seconds": spent, "latencies": latencies[:20000], "errors": errors[:5]}, sys.stdout)
+    figures = {"units": len(latencies), "seconds": spent, "latencies": thin(latencies), "errors": errors[:5]}
+    json.dump(figures, sys.stdout)
     return 0
 
 

@@ -1,7 +1,8 @@
 """Kernel KSM's knobs: read, set for a run, and restored whatever happens.
 
-Guarantees: `Keeper` starts a guard process before anything is changed; the guard writes the saved values back when
-its pipe closes, so even SIGKILL of the bench restores the machine. Fails: OSError where the knobs may not be written.
+Guarantees: `Keeper` starts a guard process before anything is changed; the guard writes the saved values back
+when its pipe closes, so even SIGKILL of the bench restores the machine.
+Fails: OSError where the knobs may not be written.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 KNOBS = ("pages_to_scan", "sleep_millisecs", "use_zero_pages", "smart_scan", "advisor_mode", "run")
 """What the bench changes, in the order of restoring: `run` last."""
 
-COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "pages_skipped", "pages_scanned",
-            "full_scans", "general_profit", "ksm_zero_pages", "stable_node_chains", "stable_node_dups")  # fmt: skip
+COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "pages_skipped",
+            "pages_scanned", "full_scans", "general_profit", "ksm_zero_pages", "stable_node_chains",
+            "stable_node_dups")  # fmt: skip
 
 
 def folder() -> Path:
@@ -71,7 +73,8 @@ class Keeper:
         # In use already: unmerging everything would hurt whoever switched it on.
         self.in_use = self.saved.get("run") != "0" or counters().get("pages_shared", 0) > 0
         command = [sys.executable, "-m", "udedup.bench.guard"]
-        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        pipe = subprocess.PIPE
+        self._guard = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
         assert self._guard.stdin and self._guard.stdout
         message = {"knobs": self.saved, "unmerge": not self.in_use}
         self._guard.stdin.write(json.dumps(message).encode() + b"\n")

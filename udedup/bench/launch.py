@@ -1,5 +1,5 @@
 """Starts a command with what a kernel engine needs, all of it inherited by the pool: no address
-randomization (`--layout`), whole-process KSM (`--ksm`). `python -m udedup.bench.launch [--layout] [--ksm] -- CMD`.
+randomization (`--layout`), whole-process KSM (`--ksm`).
 
 Guarantees: executes CMD only when everything asked for was granted. Fails: one line on stderr, exit 125.
 """

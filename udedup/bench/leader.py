@@ -1,6 +1,6 @@
-"""Starts a pool: `python -m udedup.bench.leader SOCKET SPEC`. Spawns the workers as fresh processes, waits for them.
+"""Starts a pool: `python -m udedup.bench.leader SOCKET SPEC`. Spawns fresh processes, waits for them.
 
-Guarantees: its exit status is 0 only if every worker's was; workers do not outlive it by more than their control line.
+Guarantees: its exit status is 0 only if every worker's was; workers live no longer than their control line.
 """
 
 from __future__ import annotations

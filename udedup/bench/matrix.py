@@ -1,7 +1,7 @@
 """The matrix: workloads by engines, repeats interleaved, results judged against `none`.
 
-Guarantees: every cell asked for is in the report, run, failed, skipped or interrupted, with its reason. Ctrl-C and
-SIGTERM end the running cell cleanly and return what there is.
+Guarantees: every cell asked for is in the report, run, failed, skipped or interrupted, with its reason.
+Ctrl-C and SIGTERM end the running cell cleanly and return what there is.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ Done = Callable[[Cell], None]
 
 
 def order(plan: Plan) -> list[tuple[str, str, int]]:
-    """Workload, engine, repeat in the order of running: engines interleaved, `none` first, directions alternating."""
+    """(workload, engine, repeat) in order of running: interleaved, `none` first, directions alternating."""
     engines = [REFERENCE, *(name for name in plan.engines if name != REFERENCE)]
-    out = []
+    out: list[tuple[str, str, int]] = []
     for name in plan.workloads:
         for repeat in range(plan.repeats):
             # Every second repeat goes backwards, so that a drift of the machine does not favour one engine.
@@ -88,22 +88,30 @@ def order(plan: Plan) -> list[tuple[str, str, int]]:
     return out
 
 
-def run_bench(plan: Plan, command: str, say: Say = lambda text: None, done: Done = lambda cell: None) -> Report:
-    """Runs the plan. `say` gets a line of progress, `done` each finished cell. Ctrl-C returns a partial report."""
+def _ignore(_: object) -> None:
+    pass
+
+
+def run_bench(plan: Plan, command: str, say: Say = _ignore, done: Done = _ignore) -> Report:
+    """Runs the plan. `say` gets lines of progress, `done` each finished cell. Ctrl-C: a partial report."""
     report = Report(command, datetime.now(UTC).isoformat(timespec="seconds"), machine.describe())
-    cells = [Cell(name, each, repeat, status=SKIPPED, reason="not reached") for name, each, repeat in order(plan)]
+    cells = [Cell(*key, status=SKIPPED, reason="not reached") for key in order(plan)]
     report.cells = cells
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="udbench-") as folder, _signals():
         try:
             for number, cell in enumerate(cells):
-                label = f"[{number + 1}/{len(cells)}] {cell.workload} × {cell.engine}"
-                _one(plan, cell, cells[:number], Path(folder), started, lambda text, label=label: say(f"{label}  {text}"))
+                label = f"[{number + 1}/{len(cells)}] {cell.workload} × {cell.engine}  "
+                _one(plan, cell, cells[:number], Path(folder), started, _labelled(say, label))
                 done(cell)
             report.complete = True
         except (KeyboardInterrupt, Ended) as error:
             _mark_rest(cells, f"interrupted by {error}" if isinstance(error, Ended) else "interrupted")
     return report
+
+
+def _labelled(say: Say, label: str) -> Say:
+    return lambda text: say(label + text)
 
 
 def _mark_rest(cells: list[Cell], reason: str) -> None:
@@ -146,6 +154,7 @@ def judge_results(cell: Cell, earlier: list[Cell]) -> None:
         if cell.engine != REFERENCE:
             cell.fail("no reference: `none` failed, so nothing can be compared")
         return
-    wrong = [i for i, pair in enumerate(zip(cell.checks, reference.checks, strict=False)) if pair[0] != pair[1]]
+    pairs = zip(cell.checks, reference.checks, strict=False)
+    wrong = [number for number, (mine, right) in enumerate(pairs) if mine != right]
     if wrong or len(cell.checks) != len(reference.checks):
         cell.fail(f"results of worker {', '.join(map(str, wrong)) or 'count'} differ from those of `none`")

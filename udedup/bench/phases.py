@@ -1,7 +1,7 @@
-"""The measured phases of a cell: merging (a timeline of memory and CPU), idle passes, the application's figures.
+"""The measured phases of a cell: merging (a timeline of memory and CPU), idle passes, the application.
 
-All memory is what the kernel says of the processes from outside. `total` is the sum of PSS plus the pages of the
-engine's store that nobody maps: each byte is counted once.
+All memory is what the kernel says of the processes from outside. `total` is the sum of PSS plus the pages of
+the engine's store that nobody maps: each byte is counted once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import pairwise
 from typing import Any
 
 from udedup.bench import procfs
@@ -18,12 +19,16 @@ from udedup.bench.stats import quantile, time_to_fraction, value_at
 from udedup.bench.workloads.base import Workload
 
 MIB = 1 << 20
-INTERVAL_S = 0.03
+INTERVAL_S = 0.01
 QUIET_PASSES = 2.0
 MOVED_SHARE = 0.001  # less than this share of the pool's pages is not movement
 CLAIM_SLACK = 24 * MIB
+NOISE = 4 * MIB  # PSS of libraries moves by this when other programs come and go
+COLUMNS = ("t", "pss", "store_unmapped", "uss", "rss", "cpu")
+IDLE_ENGINES = ("none", "layout")
 
 App = Callable[[], Future[list[dict[str, Any]]]]
+Say = Callable[[str], None]
 
 
 class Meter:
@@ -32,7 +37,7 @@ class Meter:
     def __init__(self, engine: Engine, run: Run) -> None:
         self.engine, self.run = engine, run
         self.shmem_base = procfs.pool_memory(run.pids).pss_shmem - self._mapped_store()
-        self.rows: dict[str, list[float]] = {name: [] for name in ("t", "pss", "store_unmapped", "uss", "rss", "cpu")}
+        self.rows: dict[str, list[float]] = {name: [] for name in COLUMNS}
         self.cpu_start = engine.cpu(run)
         self.begun = time.monotonic()
 
@@ -102,7 +107,7 @@ class Quiet:
         return passes >= self.since + QUIET_PASSES + 1
 
 
-def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float, say: Callable[[str], None]) -> None:
+def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float, say: Say) -> None:
     """Starts the engine and samples until it has settled, or until the limit; fills in the cell's curves."""
     cell.cpu_load_s = meter.cpu_start
     meter.sample()
@@ -112,6 +117,7 @@ def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float
     pending = app() if workload.works_merging else None
     asked = shown = time.monotonic()
     while True:
+        at = time.monotonic()
         total = meter.sample()
         now = time.monotonic()
         if now - shown > 0.25:
@@ -125,7 +131,9 @@ def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float
         if now - meter.begun > limit_s and (pending is None or pending.done()):
             cell.notes.append(f"not settled after {limit_s:.0f} s: the figures are of that moment")
             break
-        time.sleep(max(INTERVAL_S, 0.1 if pending else 0.0, 2 * (now - meter.begun - meter.rows["t"][-1])))
+        # Closely at first, ever more widely; and never more than a fifth of the time.
+        cost, elapsed = time.monotonic() - at, at - meter.begun
+        time.sleep(max(INTERVAL_S, 4 * cost, elapsed / 200, 0.1 if pending else 0.0))
     if pending is not None:
         cell.app_merging = app_figures(pending.result())
     _curves(meter, cell)
@@ -138,7 +146,7 @@ def _curves(meter: Meter, cell: Cell) -> None:
     cell.timeline = meter.rows
     cell.settle_s = times[-1]
     cell.cpu_settled_s = cpu[-1]
-    if totals[0] - final < 0.01 * totals[0]:
+    if cell.engine in IDLE_ENGINES or totals[0] - final < max(0.02 * totals[0], NOISE):
         return  # nothing to speak of was saved: no time to a share of it
     cell.time_90_s = time_to_fraction(times, totals, totals[0], final, 0.9)
     cell.time_99_s = time_to_fraction(times, totals, totals[0], final, 0.99)
@@ -155,7 +163,8 @@ def judge_claim(meter: Meter, cell: Cell, forks: bool) -> None:
     cell.final["claimed"] = claimed
     if claimed <= 1.1 * shown + CLAIM_SLACK:
         return
-    words = f"{meter.engine.name} claims {claimed / MIB:.0f} MiB saved, the kernel shows {shown / MIB:.0f} MiB"
+    saved = f"claims {claimed / MIB:.0f} MiB saved, the kernel shows {shown / MIB:.0f} MiB"
+    words = f"{meter.engine.name} {saved}"
     if forks:
         cell.notes.append(f"{words} (pages shared by fork count for each process)")
     else:
@@ -188,7 +197,7 @@ def own_figures(answers: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def idle(meter: Meter, seconds: float) -> dict[str, float]:
-    """The engine's CPU while nothing changes: per second, per pass, and of its cheapest pass where that can be seen."""
+    """The engine's CPU while nothing changes: per second, per pass, per cheapest pass where visible."""
     engine, run = meter.engine, meter.run
     start, cpu, passes = time.monotonic(), engine.cpu(run), engine.passes(run)
     marks = [(cpu, passes or 0.0)]
@@ -202,7 +211,7 @@ def idle(meter: Meter, seconds: float) -> dict[str, float]:
     if ended is not None and passes is not None and ended > passes:
         out["passes"] = ended - passes
         out["cpu_per_pass_s"] = spent / (ended - passes)
-    steps = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in zip(marks[1:], marks[2:], strict=False)]
+    steps = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(marks[1:])]
     if steps:
         out["cpu_cheapest_pass_s"] = min(steps)
     return out

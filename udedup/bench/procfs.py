@@ -167,7 +167,7 @@ def process_cpu(pid: int) -> float:
 
 
 def process_cpu_fine(pid: int) -> float:
-    """CPU seconds of a process's live threads by schedstat: finer than ticks, blind to threads that have ended."""
+    """CPU seconds of a process: live threads by schedstat, or ticks if that is more (ended threads)."""
     try:
         tids = os.listdir(f"/proc/{pid}/task")
     except OSError:

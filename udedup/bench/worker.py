@@ -1,4 +1,4 @@
-"""One worker of a pool: `python -m udedup.bench.worker SOCKET INDEX SPEC`. The same program under every engine.
+"""One worker of a pool: `python -m udedup.bench.worker SOCKET INDEX SPEC`. The same under every engine.
 
 Requests: load, work (seconds), measure, check, stop. The end of the control line ends the worker.
 """

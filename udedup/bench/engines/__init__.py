@@ -16,7 +16,7 @@ _MODULES = {
     "udedup-trap": "udedup",
     "udedup-random": "udedup",
 }
-_HIDDEN = {
+HIDDEN = {
     "broken-corrupt": "broken",
     "broken-lies": "broken",
     "broken-kills": "broken",
@@ -29,7 +29,7 @@ FULL: tuple[str, ...] = ("none", "layout", "ksm", "ksm-default", "layout+ksm", "
 
 def engine(name: str) -> Engine:
     """A fresh engine of that name; the broken ones are for the bench's own tests. Raises KeyError."""
-    module = importlib.import_module(f"udedup.bench.engines.{(_MODULES | _HIDDEN)[name]}")
+    module = importlib.import_module(f"udedup.bench.engines.{(_MODULES | HIDDEN)[name]}")
     found = module.make(name)
     assert isinstance(found, Engine)
     return found

@@ -1,4 +1,4 @@
-"""What an engine is to the bench: how it starts a pool, when it begins, and what it costs, seen from outside."""
+"""What an engine is to the bench: how it starts a pool, when it begins, what it costs, all from outside."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Engines that are wrong on purpose. Hidden: the bench's own tests show that each is reported as a failure.
 
-broken-corrupt flips one byte of a worker's data; broken-lies claims savings that are not there; broken-kills ends a worker.
+broken-corrupt flips one byte of a worker's data; broken-lies claims savings that are not there;
+broken-kills ends a worker.
 """
 
 from __future__ import annotations
@@ -46,5 +47,3 @@ def corrupt(pid: int) -> None:
 def make(name: str) -> Engine:
     """The engine of that name."""
     return Broken(name)
-
-

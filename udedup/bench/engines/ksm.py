@@ -1,6 +1,7 @@
-"""ksm, layout+ksm: kernel KSM at full speed; ksm-default: at the kernel's default knobs. By PR_SET_MEMORY_MERGE.
+"""ksm, layout+ksm: kernel KSM at full speed; ksm-default: at the kernel's default knobs.
 
-Guarantees: the knobs are those of before when `finish` has returned, or when the bench was killed (see ksmknobs).
+By PR_SET_MEMORY_MERGE.
+Guarantees: the knobs are as before when `finish` has returned, or when the bench was killed (see ksmknobs).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from udedup.bench import ksmknobs, procfs
 from udedup.bench.engines.base import Engine, Run, launcher
 from udedup.bench.engines.plain import HASH_SEED
 
-FULL_SPEED = {"advisor_mode": "none", "pages_to_scan": "100000", "sleep_millisecs": "0", "use_zero_pages": "1",
-              "smart_scan": "1"}  # fmt: skip
+FULL_SPEED = {"advisor_mode": "none", "pages_to_scan": "100000", "sleep_millisecs": "0",
+              "use_zero_pages": "1", "smart_scan": "1"}  # fmt: skip
 DEFAULTS = {"advisor_mode": "none", "pages_to_scan": "100", "sleep_millisecs": "20", "use_zero_pages": "0",
             "smart_scan": "1"}  # fmt: skip
 
@@ -30,7 +31,8 @@ class Ksm(Engine):
         self._ksmd = procfs.pid_named("ksmd")
 
     def unavailable(self) -> str | None:
-        return ksmknobs.unavailable() or (None if self._ksmd else "no ksmd is visible here (another pid namespace)")
+        blind = None if self._ksmd else "no ksmd is visible here (another pid namespace)"
+        return ksmknobs.unavailable() or blind
 
     def prepare(self, run: Run) -> None:
         self._keeper = ksmknobs.Keeper()

@@ -1,6 +1,7 @@
-"""udedup: `udedup run` around the pool. udedup-random: without the shared layout. udedup-trap: the mprotect mode.
+"""udedup: `udedup run` around the pool. udedup-random: without the shared layout. udedup-trap: mprotect mode.
 
-CPU is what /proc says of threads named udedup-agent, of the children they reaped (holders, readers), and of the merger.
+CPU is what /proc says of threads named udedup-agent, of the children they reaped (holders, readers),
+and of the merger.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Udedup(Engine):
         )
         self._client: Client | None = None
         self._merger = 0
+        self._answer: dict[str, Any] = {}
+        self._answered = float("-inf")
 
     def unsuited(self, workload: Workload) -> str | None:
         if self.advises and not workload.has_buffers:
@@ -116,7 +119,7 @@ class Udedup(Engine):
     def _stat(self, run: Run, fresh: bool = False) -> dict[str, Any]:
         """The merger's stat; one answer serves the questions of one sample."""
         now = time.monotonic()
-        if fresh or not hasattr(self, "_answer") or now - self._answered > 0.02:
+        if fresh or now - self._answered > 0.02:
             self._answer = self._ask(run, "stat")
             self._answered = now
         return dict(self._answer)

@@ -23,17 +23,30 @@ class ArrayWorker(Worker):
             left -= out[-1]
         return out
 
-    def random(self, key: int) -> list[Any]:
+    def empty(self, nbytes: int) -> Any:
+        """A page-aligned array: numpy's own start 16 bytes into a page, so that its pages are no pages."""
+        import numpy as np
+
+        raw: Any = np.empty(nbytes + PAGE, dtype=np.uint8)
+        skip = -raw.ctypes.data % PAGE
+        return raw[skip : skip + nbytes].view(np.uint64)
+
+    def random(self, key: int, aligned: bool = True) -> list[Any]:
         """Random arrays that depend on spec.seed and the key alone."""
         import numpy as np
 
         out = []
         for number, nbytes in enumerate(self.chunk_sizes()):
             generator = np.random.default_rng([self.spec.seed, key, number])
-            array = np.empty(nbytes // 8, dtype=np.float64)
-            generator.random(out=array)
-            out.append(array.view(np.uint64))
+            array = self.empty(nbytes) if aligned else np.empty(nbytes // 8, dtype=np.uint64)
+            generator.random(out=array.view(np.float64))
+            out.append(array)
         return out
+
+    def pieces(self) -> list[Any]:
+        """The data in views of 1 MiB."""
+        words = MIB // 8
+        return [array[at : at + words] for array in self.arrays for at in range(0, len(array), words)]
 
     def buffers(self) -> list[tuple[int, int]]:
         return [(array.ctypes.data, array.nbytes) for array in self.arrays]

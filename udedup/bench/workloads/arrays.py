@@ -11,11 +11,11 @@ from udedup.bench.workloads.base import Workload, timed_units
 
 class ArraysWorker(ArrayWorker):
     def load(self) -> None:
-        self.arrays = self.random(0)
+        self.arrays = self.random(0, aligned=False)  # as numpy gives them
 
     def work(self, seconds: float) -> dict[str, Any]:
         """Reads all the data again and again."""
-        view = [array[start : start + 131072] for array in self.arrays for start in range(0, len(array), 131072)]
+        view = self.pieces()
         turn = iter(range(1 << 62))
         return timed_units(lambda: view[next(turn) % len(view)].max(), seconds)
 

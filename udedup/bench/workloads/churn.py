@@ -1,7 +1,7 @@
 """churn: a tenth of the pages is rewritten each second while the application computes.
 
-`churn` rewrites the same tenth; `churn-rolling` goes through all the memory. What is written is the same in every
-worker, so that it may be merged again. Options: rate (share of the pages per second, 0.1).
+`churn` rewrites the same tenth; `churn-rolling` goes through all the memory. What is written is the same in
+every worker, so that it may be merged again. Options: rate (share of the pages per second, 0.1).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ChurnWorker(ArrayWorker):
         rolling = self.spec.workload == "churn-rolling"
         self.span = self.total if rolling else max(1, int(self.total * self.rate))
         self.cursor = 0
-        self.epoch = np.zeros((len(self.pages), self.per_array), dtype=np.uint64)
+        self.epoch: Any = np.zeros((len(self.pages), self.per_array), dtype=np.uint64)
         self.probe = np.random.default_rng(7).random(65536)
 
     def rewrite(self, count: int) -> None:

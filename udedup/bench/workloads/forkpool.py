@@ -1,6 +1,5 @@
-"""forkpool, forkpool-freeze: a parent builds a large graph of Python objects and forks; children touch refcounts.
-
-The parent says hello too (index 0): its pages are the ones that are shared until somebody counts references.
+"""forkpool, forkpool-freeze: a parent builds a large graph of Python objects and forks; children count
+references. The parent says hello too (index 0): its pages are the ones that are shared until then.
 """
 
 from __future__ import annotations

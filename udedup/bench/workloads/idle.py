@@ -17,7 +17,8 @@ class Idle(Workload):
         super().__init__(name)
         self.unique = name == "idle-unique"
         self.worker = UniqueWorker if self.unique else ArraysWorker
-        self.summary = f"CPU of a pass over {'unmerged' if self.unique else 'merged'} memory that nobody touches"
+        kind = "unmerged" if self.unique else "merged"
+        self.summary = f"CPU of a pass over {kind} memory that nobody touches"
 
     def possible(self, spec: Spec) -> int | None:
         return 0 if self.unique else (spec.workers - 1) * spec.size

@@ -1,4 +1,4 @@
-"""scatter: one page in two has duplicates, each alone among unique pages, in another order in every worker."""
+"""scatter: one page in two has duplicates, each alone among unique pages, shuffled in every worker."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class UniqueWorker(ArrayWorker):
 
     def work(self, seconds: float) -> dict[str, Any]:
         """Reads and writes its own data."""
-        view = [array[start : start + 131072] for array in self.arrays for start in range(0, len(array), 131072)]
+        view = self.pieces()
         turn = iter(range(1 << 62))
 
         def unit() -> None:

@@ -9,9 +9,7 @@ from udedup.bench.workloads.base import Workload
 
 class ZerosWorker(ArrayWorker):
     def load(self) -> None:
-        import numpy as np
-
-        self.arrays = [np.empty(nbytes // 8, dtype=np.uint64) for nbytes in self.chunk_sizes()]
+        self.arrays = [self.empty(nbytes) for nbytes in self.chunk_sizes()]
         for array in self.arrays:
             array.fill(1)
             array.fill(0)
