@@ -7,17 +7,21 @@ Programs run by `udedup run` need nothing from here. Others join by themselves::
 Sizes are in bytes, times in seconds. Everything raises UdedupError: one line, cause and remedy.
 """
 
-from udedup.errors import UdedupError
-from udedup.membership import (
-    MADV_MERGEABLE,
-    MADV_UNMERGEABLE,
-    advise,
-    join,
-    joined,
-    leave,
-    settle,
-    stats,
-)
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from udedup.arena import Arena
+    from udedup.errors import UdedupError
+    from udedup.membership import (
+        MADV_MERGEABLE,
+        MADV_UNMERGEABLE,
+        advise,
+        join,
+        joined,
+        leave,
+        settle,
+        stats,
+    )
 
 __version__ = "0.1.0"
 
@@ -34,11 +38,15 @@ __all__ = [
     "stats",
 ]
 
+_HOME = {"Arena": "udedup.arena", "UdedupError": "udedup.errors"}
+
 
 def __getattr__(name: str) -> object:
-    # The command line imports this package too, and needs no arena.
-    if name == "Arena":
-        from udedup.arena import Arena
+    # Names come in with their first use: workers import this package, and it must cost them nothing.
+    if name not in __all__:
+        raise AttributeError(f"module 'udedup' has no attribute {name!r}")
+    import importlib
 
-        return Arena
-    raise AttributeError(f"module 'udedup' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME.get(name, "udedup.membership")), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,1 @@
+"""The demonstration: one worker pool, measured plain and under udedup."""
