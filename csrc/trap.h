@@ -35,7 +35,8 @@
 extern UD_HIDDEN atomic_int ud__trap_on; /* the handler is installed */
 
 /* Installs the handler. `trap_splits`, if not NULL, is raised by one at each split. 0, or -EBUSY with the
- * reason in text: a thread blocks SIGSEGV. Again in a forked child: the same. */
+ * reason in text: a thread blocks SIGSEGV. The handler is there all the same: ask ud__trap_owner_ok again later.
+ * In a forked child: once more. */
 int ud__trap_enable(_Atomic uint64_t *trap_splits, char *text, size_t cap) UD_HIDDEN;
 /* Opens everything. The handler stays and passes all faults on. */
 void ud__trap_disable(void) UD_HIDDEN;

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-PROGRAMS = ["test_pages"]
+PROGRAMS = ["test_pages", "test_trap", "test_sigchain"]
 
 
 def build(where: Path, sanitize: str) -> Path:
@@ -36,8 +36,8 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run(program: Path) -> subprocess.CompletedProcess[str]:
     env = {
         **os.environ,
-        "ASAN_OPTIONS": "handle_segv=0:allow_user_segv_handler=1:detect_stack_use_after_return=0",
-        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+        "ASAN_OPTIONS": "handle_segv=0:allow_user_segv_handler=1:use_sigaltstack=0",
+        "TSAN_OPTIONS": "handle_segv=0:halt_on_error=1:second_deadlock_stack=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     return subprocess.run([str(program)], capture_output=True, text=True, timeout=280, env=env)
