@@ -12,9 +12,12 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "internal.h"
+
+UD_HIDDEN _Atomic uint64_t ud__helper_cpu_us;
 
 struct call {
     void (*fn)(void *);
@@ -55,10 +58,14 @@ int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_t
     atomic_store(&c.go, 1);
     ud__sys(__NR_futex, &c.go, 1 /* FUTEX_WAKE */, 1);
     int status;
+    struct rusage use;
     long r;
     do
-        r = ud__sys(__NR_wait4, pid, &status, __WALL, 0);
+        r = ud__sys(__NR_wait4, pid, &status, __WALL, &use);
     while (r == -EINTR);
+    if (r == pid)
+        atomic_fetch_add(&ud__helper_cpu_us, (uint64_t)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) * 1000000 +
+                                                 (uint64_t)(use.ru_utime.tv_usec + use.ru_stime.tv_usec));
     /* ECHILD: the program reaped it with __WALL. It no longer runs either way. */
     return atomic_load(&c.done) ? 0 : -ECHILD;
 }

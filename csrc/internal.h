@@ -94,6 +94,7 @@ int ud__merged_reserve(size_t blocks) UD_HIDDEN;
 void ud__merged_swap(void) UD_HIDDEN;
 void ud__merged_reap(void) UD_HIDDEN; /* agent, after the batch: frees the old table */
 void ud__merged_set(uint64_t start, uint64_t end) UD_HIDDEN;
+void ud__merged_own(void) UD_HIDDEN; /* lists the table as ours again, in a forked child */
 
 /* ---- ledger.c ------------------------------------------------------------------------------------------ */
 
@@ -129,6 +130,7 @@ void ud__ledger_commit(struct ud__ledger *l) UD_HIDDEN; /* raises gen: what was 
  * end, -ECHILD when the helper was killed before, -errno when it could not be made. */
 struct ud__stack { char *top; };
 #define UD__STACK_BYTES (64u * 1024)
+extern UD_HIDDEN _Atomic uint64_t ud__helper_cpu_us; /* CPU of all helpers so far */
 int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_top) UD_HIDDEN;
 
 /* ---- hold.c: the write-stop ----------------------------------------------------------------------------------- */
@@ -174,13 +176,17 @@ struct ud__job {
     struct ud__ledger *ledger; /* NULL without an agent */
     struct ud__maps maps;
     struct ud__hold hold;
-    uint64_t stop_us;       /* leave off after this moment */
+    uint64_t budget_us;     /* how long to work under the hold */
+    uint64_t stop_us;       /* leave off after this moment: set when the work begins */
+    uint64_t vmlck;         /* MERGE, ZERO: locked kilobytes the agent knows of */
     uint32_t min_run;
     int64_t vmas_left;      /* may be used up */
     uint64_t scratch;       /* RELOCATE, UNMERGE */
     uint64_t scratch_len;
     uint64_t result;
     int no_hold;            /* DISCARD: the caller alone is concerned */
+    int advised;
+    long flags;             /* RELOCATE: mremap's */
     /* out */
     int cause_begin;        /* -1, or why nothing was done */
     uint32_t merged, refused, vmas;
@@ -190,6 +196,8 @@ struct ud__job {
 };
 /* Runs a job in a holder. One at a time in a process. 0, or -errno when the holder could not be made. */
 int ud__job_run(struct ud__job *j, int spare_tid, int share_files) UD_HIDDEN;
+void ud__job_forked(void) UD_HIDDEN;
+void ud__job_refuse(struct ud__job *j, uint64_t pages, int cause) UD_HIDDEN;
 void ud__job_merge(struct ud__job *j) UD_HIDDEN;
 void ud__job_zero(struct ud__job *j) UD_HIDDEN;
 void ud__job_unmerge(struct ud__job *j) UD_HIDDEN;
@@ -197,6 +205,8 @@ void ud__job_relocate(struct ud__job *j) UD_HIDDEN;
 void ud__job_discard(struct ud__job *j) UD_HIDDEN;
 /* From an app thread, outside busy: puts plain memory back under [start, end). 0 or -errno. */
 int ud__unmerge_range(uint64_t start, uint64_t end) UD_HIDDEN;
+/* From an app thread, outside busy: mremap(2) over pieces that merging made of one mapping. */
+long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags, uint64_t to) UD_HIDDEN;
 /* From an app thread, inside busy: fresh zero pages in place of the merged ones in [start, end). */
 int ud__discard_range(uint64_t start, uint64_t end) UD_HIDDEN;
 
@@ -204,10 +214,20 @@ int ud__discard_range(uint64_t start, uint64_t end) UD_HIDDEN;
 
 enum { UD__REG_MERGE = 1, UD__REG_KEEP_OUT = 2 };
 int ud__region_mark(uint64_t start, uint64_t end, int kind) UD_HIDDEN; /* async-signal-safe */
-int ud__region_kept_out(uint64_t start, uint64_t end) UD_HIDDEN;
-/* Cuts [*start, *end) to the next piece that may be merged under the mode; 0 if there is none. */
-int ud__region_next(uint64_t *start, uint64_t *end, int advised) UD_HIDDEN;
-extern UD_HIDDEN atomic_uint ud__region_gen;
+/* 1 if [start, end) may be merged: not kept out, and in advised mode marked. *end is cut to where the answer holds. */
+int ud__region_allows(uint64_t start, uint64_t *end, int advised) UD_HIDDEN;
+void ud__region_unmap(uint64_t start, uint64_t end) UD_HIDDEN; /* forgets marks, as the kernel forgets a mapping's */
+void ud__region_forked(void) UD_HIDDEN;
+extern UD_HIDDEN atomic_uint ud__region_gen; /* raised by every mark */
+/* locked.c: VmLck of the process, kB; and marks what is locked, DONTFORK and the like as to be kept out. */
+uint64_t ud__locked_kb(int pid) UD_HIDDEN;
+uint64_t ud__effective_uid(int pid) UD_HIDDEN; /* of the main thread, as /proc tells it */
+void ud__locked_mark(int pid) UD_HIDDEN;
+
+/* ---- interpose_malloc.c ------------------------------------------------------------------------------------------------ */
+
+void ud__malloc_own(void) UD_HIDDEN;     /* lists its tables as ours again, in a forked child */
+void ud__malloc_release(void) UD_HIDDEN; /* agent: gives idle cached blocks back to the kernel */
 
 /* ---- agent.c ---------------------------------------------------------------------------------------------------------- */
 
@@ -225,18 +245,24 @@ struct ud__agent {
     int sock;
     int have_key;
     atomic_int leave;      /* 1: asked to unmerge and end */
-    atomic_int poke;       /* futex: wakes the agent */
+    atomic_int poke;       /* futex: wakes the agent while it has no merger */
+    int kicked;            /* somebody waits in settle: no idle backoff */
     atomic_int merge_any;  /* PR_SET_MEMORY_MERGE */
-    uint64_t retry_at;
-    uint64_t hold_off_until;
-    uint32_t batch_pages;  /* adapts to freeze_max_us */
     uint64_t max_maps;     /* vm.max_map_count */
 };
 enum { UD__AGENT_NONE = 0, UD__AGENT_STARTING, UD__AGENT_RUNNING, UD__AGENT_ENDING };
 extern UD_HIDDEN struct ud__agent ud__a;
 int ud__agent_start(void) UD_HIDDEN; /* async-signal-safe; 0, or -EALREADY */
 void ud__agent_forked(void) UD_HIDDEN; /* in the child of a fork */
-void ud__note_growth(uint64_t bytes) UD_HIDDEN; /* interposers: private memory grew */
+void ud__fork_init(void) UD_HIDDEN;
+
+/* ---- growth.c: when is a process worth an agent? ------------------------------------------------------------------------- */
+
+void ud__growth_init(uint64_t threshold) UD_HIDDEN;
+void ud__note_growth(int64_t bytes) UD_HIDDEN;    /* interposers: private memory grew or shrank */
+void ud__growth_check(void) UD_HIDDEN;
+void ud__growth_forked(void) UD_HIDDEN;
+extern UD_HIDDEN _Atomic uintptr_t ud__brk_trigger;  /* malloc asks again when the heap's end is past it */
 
 /* ---- scan.c, track.c, reader.c ----------------------------------------------------------------------------------------- */
 
@@ -247,7 +273,8 @@ struct ud__range {
 int ud__track_open(void) UD_HIDDEN; /* enum ud_track_kind that works here */
 void ud__track_close(void) UD_HIDDEN;
 int ud__track_register(uint64_t start, uint64_t end) UD_HIDDEN;
-int ud__track_scan_open(int pid) UD_HIDDEN;
+/* Ranges of present anonymous pages in [*at, end) that no tracking covers. */
+long ud__track_untracked(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
 /* Ranges of written pages under tracking in [*at, end), write-protected again as they are told, at most
  * max_pages. Count, and *at moves on; -errno. */
 long ud__track_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
@@ -257,12 +284,17 @@ long ud__track_present(uint64_t *at, uint64_t end, struct ud__range *out, size_t
 int ud__track_exclusive(uint64_t vaddr, uint32_t npages, uint8_t *out) UD_HIDDEN;
 
 /* Digests npages pages from each range into out (one after another); faulted[i] = 1 where memory was gone. */
-int ud__reader_digest(const struct ud__range *r, size_t n, uint64_t *out, uint8_t *faulted, uint8_t *zero) UD_HIDDEN;
+int ud__reader_digest(const struct ud__range *r, size_t n, uint64_t *out, uint8_t *faulted) UD_HIDDEN;
+uint64_t ud__zero_digest(void) UD_HIDDEN;
 
 /* One slice of a pass. Returns pages changed, and *wrapped = 1 at a pass's end. */
 long ud__scan_slice(int *wrapped) UD_HIDDEN;
 void ud__scan_reset(void) UD_HIDDEN;
+void ud__scan_forked(void) UD_HIDDEN;  /* what lay in the parent's own memory is not here */
+void ud__exec_forked(void) UD_HIDDEN;
+void ud__link_forked(void) UD_HIDDEN;
 void ud__scan_resync(void) UD_HIDDEN; /* next slice compares the ledger with the mappings */
+void ud__scan_forget(void) UD_HIDDEN;  /* all digests are void: every page is looked at anew */
 
 /* ---- segment.c, exec.c (plans) ------------------------------------------------------------------------------------------ */
 
@@ -285,6 +317,7 @@ void ud__inode_unlearn(uint64_t inode) UD_HIDDEN;
 void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, int *fd) UD_HIDDEN;
 void ud__plan_merge(const struct ud_msg_runs *m, int fd, struct ud_msg_result *res) UD_HIDDEN;
 uint32_t ud__plan_unmerge(const struct ud_run *runs, uint32_t nruns) UD_HIDDEN; /* 0 runs: everything */
-void ud__plan_zero(struct ud__range *r, size_t n) UD_HIDDEN;
+void ud__plan_zero(const struct ud__range *r, size_t n) UD_HIDDEN;
+void ud__note_cause(int cause, uint64_t pages) UD_HIDDEN;
 
 #endif

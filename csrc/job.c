@@ -35,8 +35,19 @@ void ud__job_forked(void)
     held_table = NULL; /* DONTFORK: it is not here */
 }
 
+/* Memory may have been locked since the agent looked: then its list of what to leave alone is old. */
+static int locked_since(const struct ud__job *j)
+{
+    int touches = j->kind == UD__JOB_MERGE || j->kind == UD__JOB_ZERO;
+    return touches && ud__locked_kb(j->hold.pid) != j->vmlck;
+}
+
 static void work(struct ud__job *j)
 {
+    uint64_t now = ud__now_us(), least = now + j->budget_us / 4;
+    j->stop_us = j->hold.began_us + j->budget_us;
+    if (j->no_hold || j->stop_us < least)
+        j->stop_us = least;
     switch (j->kind) {
     case UD__JOB_MERGE:
         ud__job_merge(j);
@@ -69,6 +80,8 @@ static void holder_main(void *arg)
     } else if (ud__hold_begin(&j->hold) == 0) {
         if (UD__GUARD_ON(UD__GUARD_BUSY) && atomic_load(&ud__busy_count) != 0)
             j->cause_begin = UD_CAUSE_BUSY;
+        else if (locked_since(j))
+            j->cause_begin = UD_CAUSE_LOCKED;
         else if (ud__maps_refresh(&j->maps) == 0)
             work(j);
         ud__hold_end(&j->hold);

@@ -107,6 +107,7 @@ static struct table *table_new(size_t cap)
     if (ud__is_err(p))
         return NULL;
     struct table *t = (struct table *)p;
+    ud__sys(__NR_madvise, p, table_bytes(cap), MADV_DONTDUMP); /* so that it joins no mapping of the program */
     ud__own_add(t, table_bytes(cap)); /* not merged, but inherited */
     t->cap = cap;
     return t;
@@ -171,4 +172,13 @@ void ud__merged_set(uint64_t start, uint64_t end)
     for (uint64_t base = start - start % bb; base < end; base += bb)
         insert(t, block_of(base), mask_of(base, start, end));
     atomic_store(&ud__merged_ever, 1);
+}
+
+void ud__merged_own(void)
+{
+    struct table *t = atomic_load(&current);
+    if (t)
+        ud__own_add(t, table_bytes(t->cap));
+    if (spare)
+        ud__own_add(spare, table_bytes(spare->cap));
 }

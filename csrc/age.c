@@ -1,0 +1,209 @@
+/* age.c: the end of a pass.
+ *
+ * Guarantees: a page that kept its digest for a whole pass becomes STABLE; zero pages among them are given back;
+ * the ledger follows the mappings whenever they changed: what is mapped from a segment is MERGED, what is
+ * gone is NONE.
+ * Fails: never; what cannot be asked now is asked in a later pass.
+ */
+#include "pass.h"
+
+#define REFRESH_PASSES 16 /* presence, fork sharing and refusals are looked at again */
+
+static void zero_add(uint64_t page)
+{
+    struct ud__pass *p = &ud__pass;
+    if (p->zeros && p->zero[p->zeros - 1].end == page) {
+        p->zero[p->zeros - 1].end += ud__page;
+        return;
+    }
+    if (p->zeros == sizeof p->zero / sizeof *p->zero) {
+        ud__plan_zero(p->zero, p->zeros);
+        p->zeros = 0;
+    }
+    p->zero[p->zeros++] = (struct ud__range){.start = page, .end = page + ud__page};
+}
+
+static void age_block(uint32_t block)
+{
+    struct ud__ledger *l = &ud__a.ledger;
+    size_t base = (size_t)block * UD_BLOCK_PAGES;
+    int young = 0, moved = 0;
+    for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
+        uint8_t s = l->states[base + i];
+        if ((s & UD_PG_MASK) != UD_PG_VOLATILE)
+            continue;
+        uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift);
+        if ((s & UD__PARITY) == ud__parity()) {
+            young = 1;
+            continue;
+        }
+        if (l->entries[base + i] == ud__pass.zero_digest && ud__a.knobs.use_zero_pages && !ud__merged_test(page))
+            zero_add(page);
+        l->states[base + i] = UD_PG_STABLE;
+        moved = 1;
+        ud__pass.changed++;
+    }
+    if (!young)
+        l->heads[block].flags &= ~UD__BLOCK_YOUNG;
+    if (moved)
+        l->heads[block].gen = l->hdr->gen + 1;
+}
+
+static void age(void)
+{
+    struct ud__ledger *l = &ud__a.ledger;
+    for (uint32_t block = 0; block < l->hdr->block_count; block++)
+        if (l->heads[block].vaddr && (l->heads[block].flags & UD__BLOCK_YOUNG))
+            age_block(block);
+    if (ud__pass.zeros)
+        ud__plan_zero(ud__pass.zero, ud__pass.zeros);
+    ud__pass.zeros = 0;
+}
+
+/* What the mappings say of one page: NONE (not ours to look at), MERGED with *ref, or anything else (-1). */
+static int mapped_as(const struct ud__area *a, uint64_t page, uint64_t *ref)
+{
+    if (!a || a->start > page)
+        return UD_PG_NONE;
+    if (!a->inode)
+        return -1;
+    *ref = UD_SLOT_REF(a->inode, (a->offset + (page - a->start)) >> ud__page_shift);
+    return UD_PG_MERGED;
+}
+
+static void follow_block(uint32_t block)
+{
+    struct ud__ledger *l = &ud__a.ledger;
+    const struct ud__area *a = ud__space_find(&ud__pass.space, l->heads[block].vaddr);
+    const struct ud__area *stop = ud__pass.space.list + ud__pass.space.count;
+    uint32_t used = 0;
+    for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
+        uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift), ref = 0, entry;
+        while (a && a->end <= page)
+            a = a + 1 < stop ? a + 1 : NULL;
+        uint8_t s = ud__page_state(l, page, &entry) & UD_PG_MASK;
+        int as = mapped_as(a, page, &ref);
+        int stale = s == UD_PG_MERGED && (as != UD_PG_MERGED || ref != entry);
+        if (s != UD_PG_NONE && (as == UD_PG_NONE || stale)) {
+            if (as != UD_PG_MERGED)
+                ud__merged_clear(page, page + ud__page);
+            ud__page_set(l, page, UD_PG_NONE, 0);
+            ud__pass.changed++;
+            s = UD_PG_NONE;
+        }
+        used += s != UD_PG_NONE;
+    }
+    if (!used)
+        ud__ledger_drop_block(l, block);
+}
+
+/* Merged mappings the ledger does not know of: inherited by fork, or remapped by a holder that was killed. */
+static void note_merged(void)
+{
+    for (size_t k = 0; k < ud__pass.space.count; k++) {
+        const struct ud__area *a = &ud__pass.space.list[k];
+        uint64_t ref = 0;
+        for (uint64_t page = a->start; a->inode && page < a->end; page += ud__page)
+            if ((ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK) == UD_PG_NONE) {
+                mapped_as(a, page, &ref);
+                ud__page_set(&ud__a.ledger, page, UD_PG_MERGED, ref);
+                ud__pass.changed++;
+            }
+    }
+}
+
+/* Reads the mappings once more: plans were carried out since the pass began, and a bit cleared on old
+ * knowledge would be a merged page that the interposers take for a plain one. */
+static void resync(void)
+{
+    struct ud__ledger *l = &ud__a.ledger;
+    if (ud__space_read(&ud__pass.space))
+        return;
+    for (uint32_t block = 0; block < l->hdr->block_count; block++)
+        if (l->heads[block].vaddr)
+            follow_block(block);
+    ud__ledger_rehash(l);
+    note_merged();
+}
+
+/* Pages of [from, to) are not present: nothing is known of them any more. */
+static void not_present(uint64_t from, uint64_t to)
+{
+    for (uint64_t page = from; page < to;) {
+        if (ud__ledger_block(&ud__a.ledger, page, 0) < 0) {
+            page += ud__block_bytes() - page % ud__block_bytes();
+            continue;
+        }
+        uint8_t s = ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK;
+        if (s != UD_PG_NONE && s != UD_PG_ZERO && s != UD_PG_MERGED) {
+            ud__page_set(&ud__a.ledger, page, UD_PG_NONE, 0);
+            ud__pass.changed++;
+        }
+        page += ud__page;
+    }
+}
+
+/* A refused page gets another chance; one that relatives shared is asked about again. */
+static void another_chance(uint32_t block)
+{
+    struct ud__ledger *l = &ud__a.ledger;
+    uint8_t exclusive[UD_BLOCK_PAGES];
+    int asked = 0;
+    for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
+        uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift), entry;
+        uint8_t s = ud__page_state(l, page, &entry) & UD_PG_MASK;
+        if (s == UD_PG_REFUSED) {
+            ud__page_set(l, page, UD_PG_STABLE, entry);
+            ud__pass.changed++;
+        } else if (s == UD_PG_SHARED) {
+            if (!asked && ud__track_exclusive(l->heads[block].vaddr, UD_BLOCK_PAGES, exclusive) < 0)
+                return;
+            asked = 1;
+            if (exclusive[i])
+                ud__pass_take(page, page + ud__page, 1);
+        }
+    }
+}
+
+static void refresh(void)
+{
+    struct ud__range present[64];
+    uint64_t pages = 0;
+    for (size_t k = 0; k < ud__pass.space.count; k++) {
+        const struct ud__area *a = &ud__pass.space.list[k];
+        uint64_t at = a->start, known = a->start;
+        while (!a->inode && at < a->end) {
+            long n = ud__track_present(&at, a->end, present, 64, 0);
+            for (long i = 0; i < n; i++) {
+                not_present(known, present[i].start);
+                pages += (present[i].end - present[i].start) >> ud__page_shift;
+                known = present[i].end;
+            }
+            if (n < 0)
+                break;
+        }
+        if (!a->inode && at >= a->end)
+            not_present(known, a->end);
+    }
+    ud__a.ledger.hdr->eligible_pages = pages;
+    for (uint32_t block = 0; block < ud__a.ledger.hdr->block_count; block++)
+        if (ud__a.ledger.heads[block].vaddr)
+            another_chance(block);
+    ud__pass_flush();
+}
+
+void ud__pass_end(void)
+{
+    struct ud__pass *p = &ud__pass;
+    age();
+    if (p->force_resync || p->signature != p->space.signature) {
+        p->force_resync = 0;
+        resync();
+        p->signature = p->space.signature;
+    }
+    if (p->number % REFRESH_PASSES == 0 || p->number == 2)
+        refresh();
+    ud__a.ledger.hdr->private_bytes = p->space.bytes;
+    ud__a.ledger.hdr->vmas_used = p->space.merged_areas;
+    ud__a.ledger.hdr->passes++;
+}

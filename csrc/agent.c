@@ -1,0 +1,218 @@
+/* agent.c: the thread that works for udedup inside a program.
+ *
+ * Made by a bare clone(2): libc does not know of it, so nothing of libc changes (its single-thread paths, its
+ * count of threads, its locks), and it may be started from any place, inside malloc too. It has a
+ * descriptor table of its own, all signals blocked, no TLS but a dummy, no libc call.
+ *
+ * Guarantees: ud__agent_start is async-signal-safe and starts one agent at most. The agent ends by itself when the
+ * program has left nothing but zombies beside it, when the credentials of the program changed
+ * (another trust domain), or when told to leave; merged memory stays valid in each case.
+ * Fails: without memory, descriptors or /proc it ends quietly, and the program runs as if it had never been.
+ */
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+#include "link.h"
+
+#define CLONE_FLAGS                                                                                              \
+    (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |           \
+     CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID)
+#define RETRY_US 1000000u
+#define NAP_US 250000u
+
+UD_HIDDEN struct ud__agent ud__a = {.sock = -1, .maps = {.fd = -1}, .ledger = {.fd = -1}};
+
+static char agent_stack[UD__STACK_BYTES * 2] __attribute__((aligned(64)));
+static uint64_t agent_tls[64] __attribute__((aligned(64))); /* fs:0 points to itself, fs:0x28 is a canary of 0 */
+static uint64_t idle_us;
+
+static void private_descriptors(void)
+{
+    /* Nothing of the program's is held open by us, not even its standard output. */
+    if (ud__sys(__NR_close_range, 0, ~0u, 2 /* CLOSE_RANGE_UNSHARE */) == 0)
+        return;
+    ud__sys(__NR_unshare, CLONE_FILES);
+    for (int fd = 0; fd < 4096; fd++)
+        ud__sys(__NR_close, fd);
+}
+
+static int open_all(void)
+{
+    char buf[32];
+    const char *s = buf;
+    int r = ud__maps_open(&ud__a.maps, ud__a.pid);
+    if (r < 0)
+        return r;
+    if ((r = ud__ledger_open(&ud__a.ledger)) < 0)
+        return r;
+    struct ud_ledger_header *h = ud__a.ledger.hdr;
+    h->pid = (uint32_t)ud__a.pid;
+    h->track_kind = (uint32_t)ud__track_open();
+    h->hold_kind = UD_HOLD_PTRACE;
+    h->regions_mode = (uint32_t)ud__a.advised;
+    h->preloaded = (uint32_t)ud__a.preloaded;
+    ud__a.max_maps = 65530;
+    if (ud__read_file("/proc/sys/vm/max_map_count", buf, sizeof buf) > 0)
+        ud__a.max_maps = ud__get_dec(&s);
+    ud__locked_mark(ud__a.pid);
+    return 0;
+}
+
+static void close_all(void)
+{
+    ud__link_close();
+    ud__scan_reset();
+    ud__track_close();
+    ud__maps_close(&ud__a.maps);
+    ud__ledger_close(&ud__a.ledger);
+    ud__segment_reset(1);
+}
+
+/* /proc/PID/stat: the main thread's state, and how many threads the process still has. */
+static int alone_with_a_zombie(void)
+{
+    char buf[512];
+    if (ud__read_file("/proc/self/stat", buf, sizeof buf) <= 0)
+        return 0;
+    const char *s = buf, *close = buf;
+    for (; *s; s++)
+        if (*s == ')')
+            close = s;
+    if (close[2] != 'Z')
+        return 0;
+    s = close + 2;
+    for (int field = 3; field < 20 && *s; field++) { /* 20: num_threads, zombies not counted twice */
+        while (*s && *s != ' ')
+            s++;
+        s++;
+    }
+    return ud__get_dec(&s) <= 2;
+}
+
+/* setuid in the program: libc does not know this thread, so it keeps the old identity and must go. */
+static int credentials_changed(void)
+{
+    return ud__effective_uid(ud__a.pid) != (uint64_t)ud__sys(__NR_geteuid);
+}
+
+static void note_cpu(void)
+{
+    struct timespec t;
+    ud__sys(__NR_clock_gettime, CLOCK_THREAD_CPUTIME_ID, &t);
+    ud__a.ledger.hdr->agent_cpu_us =
+        (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000 + atomic_load(&ud__helper_cpu_us);
+}
+
+/* Scans one slice and tells the merger. How long to rest then, in microseconds. */
+static uint64_t work(void)
+{
+    int whole = 0;
+    uint64_t rest = (uint64_t)ud__a.knobs.sleep_millisecs * 1000, most = (uint64_t)ud__a.knobs.idle_millisecs * 1000;
+    if (ud__a.knobs.run != 1)
+        return most > 100000 ? most : 100000;
+    long changed = ud__scan_slice(&whole);
+    note_cpu();
+    if (changed > 0 || whole) {
+        struct ud_msg_pass m = {.pass = ud__a.ledger.hdr->passes, .changed = changed > 0 ? (uint32_t)changed : 0,
+                                .whole = (uint32_t)whole};
+        if (ud__link_send(&m, UD_MSG_PASS, sizeof m, -1) < 0)
+            ud__link_close();
+        idle_us = changed > 0 ? 0 : idle_us * 2 + rest;
+    }
+    if (idle_us > most)
+        idle_us = most;
+    if (!whole)
+        return rest / 8; /* in the midst of a pass: a breath, no more */
+    if (ud__a.kicked) {
+        ud__a.kicked--;
+        return rest < 20000 ? rest : 20000;
+    }
+    return rest + idle_us;
+}
+
+static void serve_until(uint64_t when)
+{
+    for (;;) {
+        uint64_t now = ud__now_us();
+        if (atomic_load(&ud__a.leave) || ud__a.sock < 0)
+            return;
+        /* short naps: ud_leave has no other way to be heard */
+        if (now < when && !ud__link_wait(when - now < NAP_US ? when - now : NAP_US))
+            continue;
+        int r = ud__link_serve();
+        if (r < 0) {
+            ud__link_close();
+            return;
+        }
+        if (r == 0 && ud__now_us() >= when)
+            return;
+        if (ud__a.kicked && r == 1)
+            return;
+    }
+}
+
+static void loop(void)
+{
+    uint64_t retry = RETRY_US / 8;
+    while (!atomic_load(&ud__a.leave)) {
+        if (alone_with_a_zombie())
+            ud__sys(__NR_exit_group, 0);
+        if (credentials_changed())
+            return;
+        if (ud__a.sock < 0) {
+            if (ud__link_open() < 0) {
+                ud__link_wait(retry);
+                retry = retry * 2 < 4 * RETRY_US ? retry * 2 : 4 * RETRY_US;
+                continue;
+            }
+            retry = RETRY_US / 8;
+            idle_us = 0;
+        }
+        uint64_t rest = work();
+        serve_until(ud__now_us() + rest);
+    }
+}
+
+static void agent_main(void *arg)
+{
+    (void)arg;
+    ud__sys(__NR_prctl, PR_SET_NAME, "udedup-agent");
+    private_descriptors();
+    if (open_all() == 0) {
+        atomic_store(&ud__a.state, UD__AGENT_RUNNING);
+        loop();
+        if (atomic_load(&ud__a.leave))
+            ud__plan_unmerge(NULL, 0);
+    }
+    close_all();
+    atomic_store(&ud__a.leave, 0);
+    atomic_store(&ud__a.state, UD__AGENT_NONE);
+    for (;;)
+        ud__sys(__NR_exit, 0);
+}
+
+int ud__agent_start(void)
+{
+    int none = UD__AGENT_NONE;
+    if (ud__a.disabled || !ud__a.socket[0])
+        return -ENOENT;
+    if (!atomic_compare_exchange_strong(&ud__a.state, &none, UD__AGENT_STARTING))
+        return -EALREADY;
+    while (atomic_load(&ud__a.tid)) /* an agent before us is still on its way out, on this very stack */
+        ud__sleep_us(100);
+    uint64_t all = ~0ull, before;
+    ud__a.pid = (int)ud__sys(__NR_getpid);
+    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
+    uint64_t *tls = agent_tls + 16; /* room on both sides of the thread pointer */
+    tls[0] = tls[2] = (uint64_t)tls;
+    long r = ud__clone(CLONE_FLAGS, agent_stack + sizeof agent_stack, tls, (int *)&ud__a.tid, agent_main, NULL);
+    ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, 8);
+    if (r < 0) {
+        atomic_store(&ud__a.state, UD__AGENT_NONE);
+        return (int)r;
+    }
+    return 0;
+}

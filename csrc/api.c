@@ -1,0 +1,99 @@
+/* api.c: what Python, and a program that knows of us, may ask: join, leave, advise, merge everything.
+ *
+ * Guarantees: an advice given before an agent runs is kept and counts later. ud_leave returns when the agent has
+ * given everything back and is gone.
+ * Fails: -errno as told in udedup.h.
+ */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "internal.h"
+
+#define MERGEABLE 12
+#define UNMERGEABLE 13
+
+static int wait_for(int (*done)(void), uint64_t us)
+{
+    uint64_t end = ud__now_us() + us;
+    while (!done()) {
+        if (ud__now_us() > end)
+            return -ETIMEDOUT;
+        ud__sleep_us(1000);
+    }
+    return 0;
+}
+
+int ud_joined(void)
+{
+    return atomic_load(&ud__a.state) == UD__AGENT_RUNNING && ud__a.sock >= 0;
+}
+
+static int settled_start(void) { return ud_joined() || atomic_load(&ud__a.state) == UD__AGENT_NONE; }
+
+static int gone(void) { return atomic_load(&ud__a.state) == UD__AGENT_NONE && atomic_load(&ud__a.tid) == 0; }
+
+int ud_join(const char *socket_path, int regions_advised)
+{
+    if (!socket_path || strlen(socket_path) >= sizeof ud__a.socket)
+        return -EINVAL;
+    if (ud__a.disabled)
+        return -EPERM;
+    if (atomic_load(&ud__a.state) != UD__AGENT_NONE)
+        return strcmp(ud__a.socket, socket_path) == 0 ? 0 : -EALREADY;
+    memmove(ud__a.socket, socket_path, strlen(socket_path) + 1);
+    ud__a.advised = regions_advised != 0;
+    int r = ud__agent_start();
+    if (r == 0 && (r = wait_for(settled_start, 5000000)) == 0 && !ud_joined())
+        r = -ECONNREFUSED;
+    return r;
+}
+
+int ud_leave(void)
+{
+    if (atomic_load(&ud__a.state) == UD__AGENT_NONE)
+        return -ENOENT;
+    atomic_store(&ud__a.leave, 1);
+    atomic_fetch_add(&ud__a.poke, 1);
+    ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
+    int r = wait_for(gone, 60000000);
+    ud__a.socket[0] = 0; /* growth does not bring it back */
+    return r;
+}
+
+int ud_advise(void *addr, size_t len, int advice)
+{
+    uint64_t start = ((uint64_t)addr + ud__page - 1) & ~(uint64_t)(ud__page - 1);
+    uint64_t end = ((uint64_t)addr + len) & ~(uint64_t)(ud__page - 1);
+    if (advice != MERGEABLE && advice != UNMERGEABLE)
+        return -EINVAL;
+    if (start >= end)
+        return 0; /* no whole page in it */
+    if (ud__sys(__NR_msync, start, end - start, MS_ASYNC) == -ENOMEM)
+        return -ENOMEM;
+    int r = ud__region_mark(start, end, advice == MERGEABLE ? UD__REG_MERGE : UD__REG_KEEP_OUT);
+    if (r)
+        return r;
+    if (advice == UNMERGEABLE && ud__merged_any(start, end))
+        return ud__unmerge_range(start, end);
+    if (advice == MERGEABLE && ud__a.socket[0])
+        ud__agent_start();
+    return 0;
+}
+
+int ud_memory_merge_set(int on)
+{
+    atomic_store(&ud__a.merge_any, on != 0);
+    if (on && ud__a.socket[0])
+        ud__agent_start();
+    int r = 0;
+    for (uint64_t at = 0; !on && r == 0 && at < 1ull << 47; at += 1ull << 43) /* a piece counts pages in 32 bits */
+        if (ud__merged_any(at, at + (1ull << 43)))
+            r = ud__unmerge_range(at, at + (1ull << 43));
+    return r;
+}
+
+int ud_memory_merge_get(void) { return atomic_load(&ud__a.merge_any); }
+
+const void *ud_ledger_address(void) { return ud__a.ledger.hdr; }
+
+int ud_preloaded(void) { return ud__a.preloaded; }

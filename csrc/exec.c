@@ -1,0 +1,327 @@
+/* exec.c: carries out plans: publish, merge, give back zero pages, unmerge. Agent thread only.
+ *
+ *   plan -> pieces -> batches: precheck (precheck.c), then one holder each (job.c), as long as pieces are left
+ *
+ * Guarantees: a batch works for freeze_max_us at most once everybody is held; between two batches the
+ * program runs at least as long as it was held. A plan from the merger is checked against
+ * the address space before use: a wrong one is refused, nothing more.
+ * Fails: page by page; what was not merged becomes REFUSED in the ledger and is looked at again some passes later.
+ */
+#include <sys/mman.h>
+
+#include "internal.h"
+
+#define PIECES_MAX UD_MSG_MAX_RUNS
+#define TRIES 6
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+static struct ud__piece *pieces; /* PIECES_MAX, worked down by the holder */
+
+static const char *const cause_words[UD_CAUSE_COUNT] = {
+    [UD_CAUSE_CHANGED] = "changed",
+    [UD_CAUSE_GONE] = "gone",
+    [UD_CAUSE_STACK] = "stack",
+    [UD_CAUSE_LOCKED] = "locked",
+    [UD_CAUSE_VMAS] = "VMA budget used up",
+    [UD_CAUSE_NOMEM] = "ENOMEM",
+    [UD_CAUSE_BUSY] = "a thread was inside a memory call",
+    [UD_CAUSE_HOLD_DEADLINE] = "threads could not be held in time",
+    [UD_CAUSE_HOLD_TRACED] = "a thread is traced by somebody else",
+    [UD_CAUSE_HOLD_REFUSED] = "ptrace refused",
+    [UD_CAUSE_SYSCALL] = "a thread sleeps in a call that a stop would show in",
+    [UD_CAUSE_SEALS] = "segment without seals",
+    [UD_CAUSE_SEGMENT] = "segment could not be made or mapped",
+    [UD_CAUSE_PINNED] = "asynchronous I/O",
+};
+
+void ud__note_cause(int cause, uint64_t pages)
+{
+    struct ud_ledger_header *h = ud__a.ledger.hdr;
+    h->merge_failures[cause] += pages;
+    char *at = h->cause_text;
+    if (cause >= UD_CAUSE_VMAS && cause_words[cause])
+        ud__put_str(at, at + sizeof h->cause_text, cause_words[cause]);
+}
+
+static void note_pause(uint64_t us)
+{
+    struct ud_ledger_header *h = ud__a.ledger.hdr;
+    unsigned bucket = 0;
+    if (us) {
+        unsigned octave = 63 - (unsigned)__builtin_clzll(us);
+        unsigned quarter = octave >= 2 ? (unsigned)(us >> (octave - 2) & 3) : (unsigned)(us << (2 - octave) & 3);
+        bucket = octave * 4 + quarter;
+    }
+    h->freeze_hist[bucket < UD_FREEZE_BUCKETS ? bucket : UD_FREEZE_BUCKETS - 1]++;
+    h->freezes++;
+    h->freeze_us_sum += us;
+    if (us > h->freeze_us_max)
+        h->freeze_us_max = us;
+}
+
+/* Mappings merging may still add: its share of the limit, less what it uses. */
+static int64_t vmas_left(void)
+{
+    struct ud_ledger_header *h = ud__a.ledger.hdr;
+    h->vmas_budget = (uint32_t)(ud__a.max_maps * ud__a.knobs.vma_share / 100);
+    return (int64_t)h->vmas_budget - 2 * (int64_t)h->vmas_used;
+}
+
+/* The scarcer mappings become, the longer a run must be to be worth one. */
+static uint32_t price(int64_t left)
+{
+    int64_t budget = ud__a.ledger.hdr->vmas_budget;
+    uint32_t least = left > budget / 2 ? 1 : left > budget / 3 ? 2 : left > budget / 6 ? 4 : left > budget / 16 ? 16 : 64;
+    return least > ud__a.knobs.min_run ? least : ud__a.knobs.min_run;
+}
+
+static int pieces_ready(void)
+{
+    if (!pieces)
+        pieces = ud__alloc(PIECES_MAX * sizeof *pieces);
+    return pieces ? 0 : -ENOMEM;
+}
+
+static size_t blocks_of(const struct ud__piece *p, uint32_t n)
+{
+    size_t blocks = 0;
+    for (uint32_t i = 0; i < n; i++)
+        blocks += p[i].npages / UD_BLOCK_PAGES + 2;
+    return blocks;
+}
+
+/* Asks before each batch; a program is often out of such a call a moment later. */
+static int wait_for_calm(void)
+{
+    int cause = -1;
+    for (int i = 0; i < TRIES; i++) {
+        cause = ud__hold_precheck(ud__a.pid, atomic_load(&ud__a.tid));
+        if (cause < 0)
+            return -1;
+        ud__sleep_us(1000u << i);
+    }
+    return cause;
+}
+
+/* Runs the job's batches to the end. Whatever is left when it gives up is refused. */
+static void run_batches(struct ud__job *j)
+{
+    int tries = 0, cause = -1;
+    if (ud__merged_reserve(blocks_of(j->pieces, j->npieces))) {
+        cause = UD_CAUSE_NOMEM;
+        tries = TRIES;
+    }
+    while (j->done < j->npieces && tries < TRIES) {
+        if ((cause = wait_for_calm()) >= 0)
+            break;
+        uint64_t kb = ud__locked_kb(ud__a.pid);
+        if (kb != j->vmlck)
+            ud__locked_mark(ud__a.pid);
+        j->vmlck = kb;
+        j->vmas_left = vmas_left() - j->vmas;
+        j->min_run = price(j->vmas_left);
+        j->budget_us = ud__a.knobs.freeze_max_us * 3 / 4; /* the rest is for holding and letting go */
+        j->hold.deadline_us = ud__now_us() + 20000 + 10ull * ud__a.knobs.freeze_max_us;
+        int r = ud__job_run(j, atomic_load(&ud__a.tid), 1);
+        ud__merged_reap();
+        if (r == -ECHILD)
+            ud__scan_resync();
+        else if (r == 0 && j->cause_begin < 0) {
+            note_pause(j->pause_us);
+            ud__a.ledger.hdr->eintr_repairs += j->repairs;
+            if ((int64_t)j->result < 0) { /* UNMERGE ran out of memory: the rest stays merged */
+                cause = UD_CAUSE_NOMEM;
+                break;
+            }
+            tries = 0;
+            ud__sleep_us(j->pause_us);
+            continue;
+        }
+        cause = r < 0 ? UD_CAUSE_NOMEM : j->cause_begin;
+        ud__sleep_us(1000u << tries++);
+    }
+    for (uint32_t i = j->done; i < j->npieces && cause >= 0; i++)
+        ud__job_refuse(j, j->pieces[i].npages, cause);
+    for (int c = 0; c < UD_CAUSE_COUNT; c++)
+        if (j->causes[c])
+            ud__note_cause(c, j->causes[c]);
+}
+
+static int run_is_sane(const struct ud_run *r)
+{
+    uint64_t top = (1ull << 47) - ud__page;
+    return r->npages && r->npages < 1u << UD_SLOT_BITS && r->vaddr % ud__page == 0 && r->vaddr < top &&
+           ((uint64_t)r->npages << ud__page_shift) <= top - r->vaddr;
+}
+
+/* Pages of the plan that are not merged now: not nominated again before they changed, or some passes are over. */
+static void mark_refused(const struct ud_run *runs, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t k = 0; run_is_sane(&runs[i]) && k < runs[i].npages; k++) {
+            uint64_t page = runs[i].vaddr + ((uint64_t)k << ud__page_shift), entry;
+            if ((ud__page_state(&ud__a.ledger, page, &entry) & UD_PG_MASK) == UD_PG_STABLE)
+                ud__page_set(&ud__a.ledger, page, UD_PG_REFUSED, entry);
+        }
+    ud__ledger_commit(&ud__a.ledger);
+}
+
+static void report(const struct ud__job *j, struct ud_msg_result *res)
+{
+    res->merged = j->merged;
+    res->refused = j->refused;
+    for (int c = 0; c < UD_CAUSE_COUNT; c++)
+        res->causes[c] = j->causes[c];
+    ud__a.ledger.hdr->pages_merged += j->merged;
+}
+
+static const char *map_segment(int fd, uint32_t npages)
+{
+    size_t len = (size_t)npages << ud__page_shift;
+    long p = ud__sys(__NR_mmap, 0, len, PROT_READ, MAP_SHARED, fd, 0);
+    if (ud__is_err(p))
+        return NULL;
+    ud__sys(__NR_madvise, p, len, MADV_DONTFORK);
+    ud__sys(__NR_madvise, p, len, MADV_POPULATE_READ); /* its faults outside the hold */
+    return (const char *)p;
+}
+
+static void merge_pieces(int fd, uint64_t inode, uint32_t npages, uint32_t n, const struct ud_run *runs, uint32_t nruns,
+                         struct ud_msg_result *res)
+{
+    struct ud__job j = {.kind = UD__JOB_MERGE, .pieces = pieces, .npieces = n, .segfd = fd, .segment = inode,
+                        .ledger = &ud__a.ledger, .advised = ud__a.advised && !atomic_load(&ud__a.merge_any)};
+    j.segbase = map_segment(fd, npages);
+    if (j.segbase) {
+        run_batches(&j);
+        ud__sys(__NR_munmap, j.segbase, (uint64_t)npages << ud__page_shift);
+    } else {
+        for (uint32_t i = 0; i < n; i++)
+            ud__job_refuse(&j, pieces[i].npages, UD_CAUSE_SEGMENT);
+        ud__note_cause(UD_CAUSE_SEGMENT, j.refused);
+    }
+    report(&j, res);
+    mark_refused(runs, nruns);
+}
+
+void ud__plan_merge(const struct ud_msg_runs *m, int fd, struct ud_msg_result *res)
+{
+    uint64_t inode = 0;
+    uint32_t npages = 0, n = 0;
+    int cause = -1;
+    if (pieces_ready())
+        cause = UD_CAUSE_NOMEM;
+    else if (fd < 0 || ud__segment_check(fd, &inode, &npages) || inode != m->segment)
+        cause = UD_CAUSE_SEALS;
+    int kept = cause < 0 ? ud__segment_keep(fd, inode, npages) : -1;
+    if (cause < 0 && kept < 0)
+        cause = UD_CAUSE_SEGMENT;
+    else if (cause >= 0 && fd >= 0)
+        ud__sys(__NR_close, fd);
+    for (uint32_t i = 0; i < m->nruns; i++) {
+        const struct ud_run *r = &m->runs[i];
+        int sane = cause < 0 && run_is_sane(r) && r->slot <= npages && r->npages <= npages - r->slot;
+        if (sane) {
+            pieces[n++] = (struct ud__piece){r->vaddr, r->npages, r->slot};
+        } else {
+            res->refused += r->npages;
+            ud__note_cause(cause < 0 ? UD_CAUSE_GONE : cause, r->npages);
+        }
+    }
+    uint32_t refused = res->refused;
+    if (n)
+        merge_pieces(kept, inode, npages, n, m->runs, m->nruns, res);
+    res->refused += refused;
+    res->segment = inode;
+}
+
+void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, int *out_fd)
+{
+    uint64_t inode = 0;
+    uint32_t npages = 0, slot = 0, n = 0;
+    *out_fd = -1;
+    for (uint32_t i = 0; i < m->nruns; i++)
+        if (!run_is_sane(&m->runs[i]) || m->runs[i].slot > 65536)
+            return;
+    int fd = pieces_ready() ? -ENOMEM : ud__segment_make(m->runs, m->nruns, &inode, &npages);
+    if (fd < 0) {
+        for (uint32_t i = 0; i < m->nruns; i++)
+            res->refused += m->runs[i].npages;
+        ud__note_cause(UD_CAUSE_SEGMENT, res->refused);
+        mark_refused(m->runs, m->nruns);
+        return;
+    }
+    for (uint32_t i = 0; i < m->nruns; i++) {
+        const struct ud_run *r = &m->runs[i];
+        pieces[n++] = (struct ud__piece){r->vaddr, r->slot ? 1 : r->npages, slot};
+        slot += r->slot ? r->slot : r->npages;
+    }
+    fd = ud__segment_keep(fd, inode, npages);
+    ud__a.ledger.hdr->pages_published += npages;
+    merge_pieces(fd, inode, npages, n, m->runs, m->nruns, res);
+    res->segment = inode;
+    res->npages = npages;
+    *out_fd = fd;
+}
+
+void ud__plan_zero(const struct ud__range *r, size_t n)
+{
+    if (pieces_ready() || ud__a.knobs.run != 1)
+        return;
+    struct ud__job j = {.kind = UD__JOB_ZERO, .pieces = pieces, .segfd = -1, .ledger = &ud__a.ledger,
+                        .advised = ud__a.advised && !atomic_load(&ud__a.merge_any)};
+    for (size_t i = 0; i < n && i < PIECES_MAX; i++)
+        pieces[j.npieces++] = (struct ud__piece){r[i].start, (uint32_t)((r[i].end - r[i].start) >> ud__page_shift), 0};
+    run_batches(&j);
+    ud__a.ledger.hdr->pages_zeroed += j.merged;
+    for (size_t i = 0; i < n; i++)
+        for (uint64_t page = r[i].start; page < r[i].end; page += ud__page) {
+            uint64_t entry;
+            if ((ud__page_state(&ud__a.ledger, page, &entry) & UD_PG_MASK) == UD_PG_STABLE)
+                ud__page_set(&ud__a.ledger, page, UD_PG_REFUSED, entry);
+        }
+}
+
+/* Every merged mapping there is, as far as one list of pieces goes. */
+static uint32_t all_merged(void)
+{
+    uint32_t n = 0;
+    struct ud__vma v;
+    if (ud__maps_refresh(&ud__a.maps))
+        return 0;
+    for (uint64_t at = 0; n < PIECES_MAX && ud__maps_find(&ud__a.maps, at, &v) == 0; at = v.end)
+        if (ud__vma_is_segment(&v))
+            pieces[n++] = (struct ud__piece){v.start, (uint32_t)((v.end - v.start) >> ud__page_shift), 0};
+    return n;
+}
+
+static uint32_t unmerge_pieces(uint32_t n)
+{
+    struct ud__job j = {.kind = UD__JOB_UNMERGE, .pieces = pieces, .npieces = n, .segfd = -1, .ledger = &ud__a.ledger};
+    run_batches(&j);
+    ud__a.ledger.hdr->pages_unmerged += j.merged;
+    ud__scan_resync();
+    return j.merged;
+}
+
+uint32_t ud__plan_unmerge(const struct ud_run *runs, uint32_t nruns)
+{
+    uint32_t total = 0, n = 0, got;
+    if (pieces_ready())
+        return 0;
+    if (nruns) {
+        for (uint32_t i = 0; i < nruns; i++)
+            if (run_is_sane(&runs[i]))
+                pieces[n++] = (struct ud__piece){runs[i].vaddr, runs[i].npages, 0};
+        total = unmerge_pieces(n);
+    } else {
+        while ((n = all_merged()) && (got = unmerge_pieces(n)))
+            total += got;
+    }
+    ud__ledger_commit(&ud__a.ledger);
+    return total;
+}
+
+void ud__exec_forked(void) { pieces = NULL; }

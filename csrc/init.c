@@ -1,0 +1,71 @@
+/* init.c: the library comes up: by LD_PRELOAD in every program of a pool, or when Python loads it.
+ *
+ * Guarantees: reads its environment once and starts nothing. Without UDEDUP_SOCKET it stays inert for good (until
+ * ud_join). Never prints, never fails a program.
+ */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+#define DEFAULT_THRESHOLD (8u << 20)
+#define DEFAULT_STACK (8u << 20)
+
+#ifdef UD_TEST
+UD_HIDDEN unsigned ud__guards_off;
+
+static void read_guards(const char *list)
+{
+    static const struct {
+        const char *name;
+        unsigned bit;
+    } names[] = {{"busy", UD__GUARD_BUSY}, {"mapcheck", UD__GUARD_MAPCHECK}, {"compare", UD__GUARD_COMPARE},
+                 {"hold", UD__GUARD_HOLD}, {"bitfirst", UD__GUARD_BITFIRST}, {"eintr", UD__GUARD_EINTR},
+                 {"lastpage", UD__GUARD_LASTPAGE}};
+    for (size_t i = 0; list && i < sizeof names / sizeof *names; i++)
+        if (strstr(list, names[i].name))
+            ud__guards_off |= names[i].bit;
+}
+#endif
+
+/* The pool's layout raised RLIMIT_STACK to shift the mmap base (layout.c); threads get the size they would have had. */
+static void give_back_stack_size(const char *limit)
+{
+    pthread_attr_t attr;
+    if (!limit || pthread_getattr_default_np(&attr) != 0)
+        return;
+    size_t size = strtoull(limit, NULL, 10);
+    if (size < 65536)
+        size = DEFAULT_STACK;
+    if (pthread_attr_setstacksize(&attr, size) == 0)
+        pthread_setattr_default_np(&attr);
+    pthread_attr_destroy(&attr);
+}
+
+static int in_front_of_libc(void)
+{
+    extern int madvise(void *, size_t, int);
+    return dlsym(RTLD_DEFAULT, "madvise") == (void *)madvise;
+}
+
+__attribute__((constructor)) static void come_up(void)
+{
+    const char *socket = getenv("UDEDUP_SOCKET"), *threshold = getenv("UDEDUP_THRESHOLD");
+    const char *regions = getenv("UDEDUP_REGIONS"), *tracking = getenv("UDEDUP_TRACKING");
+    const char *disable = getenv("UDEDUP_DISABLE");
+    ud__base_init();
+    ud__fork_init();
+#ifdef UD_TEST
+    read_guards(getenv("UDEDUP_TEST_GUARDS"));
+#endif
+    ud__a.preloaded = in_front_of_libc();
+    ud__a.advised = regions && strcmp(regions, "advised") == 0;
+    ud__a.tracking_off = tracking && strcmp(tracking, "off") == 0;
+    ud__a.disabled = disable && *disable && strcmp(disable, "0") != 0;
+    give_back_stack_size(getenv("UDEDUP_STACK"));
+    if (socket && strlen(socket) < sizeof ud__a.socket && ud__a.preloaded)
+        strcpy(ud__a.socket, socket);
+    ud__growth_init(threshold ? strtoull(threshold, NULL, 10) : DEFAULT_THRESHOLD);
+}

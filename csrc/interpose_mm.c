@@ -1,0 +1,210 @@
+/* interpose_mm.c: the memory calls of the program, made right where merging would show.
+ *
+ *   call                        what would show                           what is done
+ *   munmap, mmap(MAP_FIXED)     nothing; stale bits                       the bits go with the pages
+ *   mremap, growing or moving   EFAULT over pieces, or the next slots     unmerged or relocated under a hold
+ *   madvise DONTNEED, FREE      the segment's bytes, EINVAL               fresh zero pages first
+ *   madvise REMOVE              EACCES                                    EINVAL, as on anonymous memory
+ *   madvise DONTFORK, WIPE...   flags lost, EINVAL                        unmerged first, kept out from then on
+ *   madvise MERGEABLE           -                                         our registry, not the kernel's
+ *   prctl PR_SET_MEMORY_MERGE   -                                         ours
+ *
+ * Guarantees: POSIX results and errno as without us; async-signal-safe; nothing but a counter and a load where
+ * nothing was merged. Check and call stand between ud__busy_enter and ud__busy_leave, so that no batch falls
+ * between them.
+ * Fails: calls made past libc's symbols (libc's own, raw system calls) do not come here; merge.c's rules (last page of a
+ * mapping, checks under the hold) are what covers those.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/types.h>
+
+#include "internal.h"
+
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE 67
+#define PR_GET_MEMORY_MERGE 68
+#endif
+#define ADV_DONTNEED_LOCKED 24
+#define ADV_GUARD_INSTALL 102
+
+static long out(long r)
+{
+    if (UD_UNLIKELY(ud__is_err(r))) {
+        errno = (int)-r;
+        return -1;
+    }
+    return r;
+}
+
+static uint64_t up(uint64_t n) { return (n + ud__page - 1) & ~(uint64_t)(ud__page - 1); }
+
+static int ever(void) { return UD_UNLIKELY(atomic_load_explicit(&ud__merged_ever, memory_order_acquire)); }
+
+static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
+{
+    int replaces = flags & MAP_FIXED && !(flags & 0x100000 /* MAP_FIXED_NOREPLACE */);
+    if (UD_UNLIKELY(replaces)) {
+        ud__busy_enter();
+        long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
+        if (!ud__is_err(r)) {
+            ud__region_unmap((uint64_t)r, up((uint64_t)r + len));
+            if (ever())
+                ud__merged_clear((uint64_t)r, up((uint64_t)r + len));
+        }
+        ud__busy_leave();
+        return (void *)out(r);
+    }
+    long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
+    if (!ud__is_err(r) && flags & MAP_PRIVATE && flags & MAP_ANONYMOUS && prot & PROT_WRITE)
+        ud__note_growth((int64_t)len);
+    return (void *)out(r);
+}
+
+UD_API void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
+{
+    return do_mmap(addr, len, prot, flags, fd, off);
+}
+
+UD_API void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t off)
+{
+    return do_mmap(addr, len, prot, flags, fd, off);
+}
+
+UD_API int munmap(void *addr, size_t len)
+{
+    ud__busy_enter();
+    long r = ud__sys(__NR_munmap, addr, len);
+    if (r == 0) {
+        ud__region_unmap((uint64_t)addr, up((uint64_t)addr + len));
+        if (ever())
+            ud__merged_clear((uint64_t)addr, up((uint64_t)addr + len));
+        ud__note_growth(-(int64_t)len);
+    }
+    ud__busy_leave();
+    return (int)out(r);
+}
+
+static int moves_or_grows(size_t old_len, size_t new_len, int flags)
+{
+    return up(new_len) > up(old_len) || flags & ~MREMAP_MAYMOVE || old_len == 0;
+}
+
+/* The kernel's answer, made to hold over pieces that merging made of one mapping. */
+static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flags, void *to)
+{
+    for (int tries = 0; tries < 8; tries++) {
+        ud__busy_enter();
+        int merged = ud__merged_any(addr, addr + up(old_len));
+        long r = merged ? -EFAULT : ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
+        if (!ud__is_err(r) && !merged && flags & MREMAP_FIXED)
+            ud__merged_clear((uint64_t)r, (uint64_t)r + up(new_len));
+        ud__busy_leave();
+        if (r != -EFAULT)
+            return r;
+        if (old_len == 0 || addr % ud__page || new_len == 0)
+            return merged ? -EINVAL : r; /* old_len 0 duplicates shared mappings only */
+        r = ud__relocate(addr, up(old_len), up(new_len), flags, (uint64_t)to);
+        if (r != -EAGAIN)
+            return r;
+    }
+    return -EFAULT;
+}
+
+UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
+{
+    void *to = NULL;
+    if (flags & MREMAP_FIXED || flags & 4 /* MREMAP_DONTUNMAP */) {
+        va_list ap;
+        va_start(ap, flags);
+        to = va_arg(ap, void *);
+        va_end(ap);
+    }
+    if (ever() && moves_or_grows(old_len, new_len, flags))
+        return (void *)out(remap_across((uint64_t)addr, old_len, new_len, flags, to));
+    ud__busy_enter();
+    long r = ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
+    if (!ud__is_err(r)) {
+        ud__region_unmap((uint64_t)addr, (uint64_t)addr + up(old_len));
+        if (ever() && new_len < old_len)
+            ud__merged_clear((uint64_t)addr + up(new_len), (uint64_t)addr + up(old_len));
+        ud__note_growth((int64_t)new_len - (int64_t)old_len);
+    }
+    ud__busy_leave();
+    return (void *)out(r);
+}
+
+/* Advice that throws contents away: where pages are merged the kernel would show the segment again. */
+static long advise_discard(uint64_t start, uint64_t end, int advice)
+{
+    long r = 0;
+    ud__busy_enter();
+    if (ever() && ud__merged_any(start, end))
+        r = ud__discard_range(start, end);
+    if (r == 0)
+        r = ud__sys(__NR_madvise, start, end - start, advice);
+    ud__busy_leave();
+    return r;
+}
+
+/* Advice about the mapping itself: it must be a plain one again, and stay so. */
+static long advise_plain(uint64_t start, uint64_t end, int advice, int keep_out)
+{
+    if (keep_out)
+        ud__region_mark(start, end, UD__REG_KEEP_OUT);
+    if (ever() && ud__merged_any(start, end))
+        ud__unmerge_range(start, end);
+    return ud__sys(__NR_madvise, start, end - start, advice);
+}
+
+static long do_madvise(uint64_t start, uint64_t end, int advice)
+{
+    switch (advice) {
+    case MADV_DONTNEED:
+    case MADV_FREE:
+    case ADV_DONTNEED_LOCKED:
+    case ADV_GUARD_INSTALL:
+        return advise_discard(start, end, advice);
+    case MADV_REMOVE:
+        return ever() && ud__merged_any(start, end) ? -EINVAL : ud__sys(__NR_madvise, start, end - start, advice);
+    case MADV_DONTFORK:
+    case MADV_WIPEONFORK:
+    case MADV_DONTDUMP:
+        return advise_plain(start, end, advice, 1);
+    case MADV_DOFORK:
+    case MADV_KEEPONFORK:
+    case MADV_DODUMP:
+        return advise_plain(start, end, advice, 0);
+    default:
+        return ud__sys(__NR_madvise, start, end - start, advice);
+    }
+}
+
+UD_API int madvise(void *addr, size_t len, int advice)
+{
+    uint64_t start = (uint64_t)addr, end = up(start + len);
+    int ours = ud__a.socket[0] && !ud__a.disabled;
+    if (UD_UNLIKELY(start % ud__page || end < start))
+        return (int)out(ud__sys(__NR_madvise, addr, len, advice));
+    if (ours && (advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE))
+        return (int)out(ud_advise(addr, end - start, advice));
+    return (int)out(do_madvise(start, end, advice));
+}
+
+UD_API int prctl(int option, ...)
+{
+    unsigned long a[4];
+    va_list ap;
+    va_start(ap, option);
+    for (int i = 0; i < 4; i++)
+        a[i] = va_arg(ap, unsigned long);
+    va_end(ap);
+    int ours = ud__a.socket[0] && !ud__a.disabled;
+    if (ours && option == PR_SET_MEMORY_MERGE)
+        return (int)out(a[1] || a[2] || a[3] ? -EINVAL : ud_memory_merge_set(a[0] != 0));
+    if (ours && option == PR_GET_MEMORY_MERGE)
+        return (int)out(a[0] || a[1] || a[2] || a[3] ? -EINVAL : ud_memory_merge_get());
+    return (int)out(ud__sys(__NR_prctl, option, a[0], a[1], a[2], a[3]));
+}

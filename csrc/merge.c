@@ -1,0 +1,214 @@
+/* merge.c: compare and remap, inside the hold. The heart of it.
+ *
+ *   plan:      vaddr, npages  ->  segment, slot
+ *   for each mapping that the run crosses:
+ *       still private, anonymous, rw, no stack, not kept out?    else refused: GONE, STACK, LOCKED
+ *       for each row of pages that equal their slots byte for byte:
+ *           bits set -> mmap(MAP_FIXED | MAP_PRIVATE, segment) -> ledger says MERGED
+ *
+ * Guarantees: nothing is remapped that was not compared in full while nobody could write; the replacement
+ * is one mmap, never an unmap first, so a kill at any instruction leaves memory whole; no mapping that
+ * is not the program's own plain memory is touched; the last page of a mapping is never merged, so
+ * that a growing mremap behind our back crosses mappings and fails over to copying.
+ * Fails: page by page, counted by cause; the memory stays as it was.
+ */
+#include <sys/mman.h>
+
+#include "internal.h"
+
+#define TLS_BELOW (64u * 1024)
+#define TLS_ABOVE (16u * 1024)
+#define ROW_MAX 256u /* pages in one mmap: between two looks at the clock */
+
+void ud__job_refuse(struct ud__job *j, uint64_t pages, int cause)
+{
+    j->refused += (uint32_t)pages;
+    j->causes[cause] += (uint32_t)pages;
+}
+
+static int near_tls(const struct ud__hold *h, uint64_t start, uint64_t end)
+{
+    for (int i = 0; i < h->count; i++)
+        if (h->t[i].tls && h->t[i].tls - TLS_BELOW < end && start < h->t[i].tls + TLS_ABOVE)
+            return 1;
+    return 0;
+}
+
+/* Does plain memory go on at `addr`, so that the page below it is not the last one? */
+static int goes_on(struct ud__job *j, uint64_t addr)
+{
+    struct ud__vma v;
+    return ud__maps_find(&j->maps, addr, &v) == 0 && v.start <= addr && ud__vma_mergeable(&v);
+}
+
+/* Why [start, end) of mapping v may not be touched, or -1. */
+static int objection(struct ud__job *j, const struct ud__vma *v, uint64_t start, uint64_t *end)
+{
+    if (UD__GUARD_ON(UD__GUARD_MAPCHECK) && !ud__vma_mergeable(v))
+        return UD_CAUSE_GONE;
+    if (ud__hold_has_stack(&j->hold, v->start, v->end) || near_tls(&j->hold, start, *end))
+        return UD_CAUSE_STACK;
+    if (!ud__region_allows(start, end, j->advised) || ud__own_overlaps(start, *end))
+        return UD_CAUSE_LOCKED;
+    return -1;
+}
+
+static uint32_t equal_row(const struct ud__job *j, uint64_t at, uint32_t slot, uint32_t max)
+{
+    uint32_t n = 0;
+    if (!UD__GUARD_ON(UD__GUARD_COMPARE))
+        return max;
+    while (n < max) {
+        uint64_t off = (uint64_t)n << ud__page_shift;
+        if (!ud_equal((const void *)(at + off), j->segbase + ((uint64_t)slot << ud__page_shift) + off, ud__page))
+            break;
+        n++;
+    }
+    return n;
+}
+
+static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, uint32_t n, uint32_t slot)
+{
+    uint64_t len = (uint64_t)n << ud__page_shift;
+    int64_t cost = (at > v->start) + (at + len < v->end);
+    if (n < j->min_run || cost > j->vmas_left) {
+        ud__job_refuse(j, n, UD_CAUSE_VMAS);
+        return;
+    }
+    if (UD__GUARD_ON(UD__GUARD_BITFIRST))
+        ud__merged_set(at, at + len);
+    long r = ud__sys(__NR_mmap, at, len, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE, j->segfd,
+                     (uint64_t)slot << ud__page_shift);
+    if (ud__is_err(r)) {
+        ud__merged_clear(at, at + len);
+        ud__job_refuse(j, n, UD_CAUSE_NOMEM);
+        return;
+    }
+    j->vmas_left -= cost;
+    j->vmas += (uint32_t)cost;
+    j->merged += n;
+    for (uint32_t i = 0; i < n; i++)
+        ud__page_set(j->ledger, at + ((uint64_t)i << ud__page_shift), UD_PG_MERGED, UD_SLOT_REF(j->segment, slot + i));
+}
+
+/* Merges what equals in [at, end) of mapping v. Returns how far it came: less than end when time is up. */
+static uint64_t merge_span(struct ud__job *j, const struct ud__vma *v, uint64_t at, uint64_t end, uint32_t slot)
+{
+    while (at < end) {
+        uint64_t left = (end - at) >> ud__page_shift;
+        if (ud__now_us() >= j->stop_us)
+            return at;
+        uint32_t n = equal_row(j, at, slot, left < ROW_MAX ? (uint32_t)left : ROW_MAX);
+        if (n) {
+            remap_row(j, v, at, n, slot);
+        } else {
+            ud__job_refuse(j, 1, UD_CAUSE_CHANGED);
+            n = 1;
+        }
+        at += (uint64_t)n << ud__page_shift;
+        slot += n;
+    }
+    return at;
+}
+
+/* One run of the plan; 1 when it is dealt with, 0 when time ran out (the piece then holds the rest). */
+static int merge_piece(struct ud__job *j, struct ud__piece *p)
+{
+    while (p->npages) {
+        uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift), upto = end;
+        struct ud__vma v;
+        int gone = ud__maps_find(&j->maps, at, &v) != 0 || v.start > at;
+        if (gone) {
+            ud__job_refuse(j, 1, UD_CAUSE_GONE);
+            upto = at + ud__page;
+        } else {
+            if (v.end < upto)
+                upto = v.end;
+            int cause = objection(j, &v, at, &upto);
+            uint64_t last = upto;
+            if (cause < 0 && upto == v.end && UD__GUARD_ON(UD__GUARD_LASTPAGE) && !goes_on(j, v.end))
+                last = upto - ud__page;
+            if (cause >= 0) {
+                ud__job_refuse(j, (upto - at) >> ud__page_shift, cause);
+            } else {
+                uint64_t came = merge_span(j, &v, at, last, p->slot);
+                if (came < last)
+                    upto = came;
+                else if (last < upto)
+                    ud__job_refuse(j, 1, UD_CAUSE_STACK);
+            }
+        }
+        uint32_t n = (uint32_t)((upto - at) >> ud__page_shift);
+        p->vaddr += (uint64_t)n << ud__page_shift;
+        p->npages -= n;
+        p->slot += n;
+        if (p->npages && ud__now_us() >= j->stop_us)
+            return 0;
+    }
+    return 1;
+}
+
+void ud__job_merge(struct ud__job *j)
+{
+    ud__merged_swap();
+    while (j->done < j->npieces && merge_piece(j, &j->pieces[j->done])) {
+        j->done++;
+        if (ud__now_us() >= j->stop_us)
+            break;
+    }
+}
+
+static uint64_t zero_row(uint64_t at, uint64_t end)
+{
+    uint64_t n = 0;
+    while (at < end && n < ROW_MAX && ud_is_zero((const void *)at, ud__page)) {
+        at += ud__page;
+        n++;
+    }
+    return n;
+}
+
+/* Zero pages of plain memory need no arena: the kernel has one. Pages of a merged mapping would show their slot. */
+static uint64_t zero_span(struct ud__job *j, uint64_t at, uint64_t end)
+{
+    while (at < end && ud__now_us() < j->stop_us) {
+        uint64_t n = zero_row(at, end);
+        if (!n) {
+            ud__job_refuse(j, 1, UD_CAUSE_CHANGED);
+            at += ud__page;
+            continue;
+        }
+        if (ud__sys(__NR_madvise, at, n << ud__page_shift, MADV_DONTNEED) == 0) {
+            j->merged += (uint32_t)n;
+            for (uint64_t i = 0; i < n; i++)
+                ud__page_set(j->ledger, at + (i << ud__page_shift), UD_PG_ZERO, 0);
+        } else {
+            ud__job_refuse(j, n, UD_CAUSE_LOCKED);
+        }
+        at += n << ud__page_shift;
+    }
+    return at;
+}
+
+void ud__job_zero(struct ud__job *j)
+{
+    for (; j->done < j->npieces; j->done++) {
+        struct ud__piece *p = &j->pieces[j->done];
+        while (p->npages) {
+            uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift);
+            struct ud__vma v;
+            if (ud__now_us() >= j->stop_us)
+                return;
+            int bad = ud__maps_find(&j->maps, at, &v) != 0 || v.start > at || v.inode != 0;
+            if (!bad && v.end < end)
+                end = v.end;
+            bad = bad || objection(j, &v, at, &end) >= 0;
+            uint64_t upto = bad ? at + ud__page : zero_span(j, at, end);
+            if (bad)
+                ud__job_refuse(j, 1, UD_CAUSE_GONE);
+            uint32_t n = (uint32_t)((upto - at) >> ud__page_shift);
+            p->vaddr = upto;
+            p->npages -= n;
+        }
+    }
+}

@@ -1,0 +1,258 @@
+/* scan.c: one slice of a pass: finds pages that changed, digests them, writes the ledger.
+ *
+ *   BEGIN      the areas are listed, new ones put under tracking
+ *   WRITTEN    pages written under tracking: each is armed again, then digested     -> VOLATILE
+ *   UNTRACKED  pages no tracking covers, split pages among them: digest compared    -> VOLATILE or STABLE
+ *   END        what stayed as it was for a whole pass becomes STABLE, a candidate   (age.c)
+ *
+ * Guarantees: at most pages_to_scan pages are digested in a slice; an unchanged page under tracking is never
+ * read again; no page of the program is written.
+ * Fails: -ENOMEM or a reader that died: the pages in question are looked at again in a later pass.
+ */
+#include "pass.h"
+
+#define TOP ((1ull << 47) - ud__page)
+#define RANGES 1024u
+#define TODO_PAGES 8192u
+#define TODO_RANGES 2048u
+
+enum { BEGIN, WRITTEN, UNTRACKED, END };
+
+UD_HIDDEN struct ud__pass ud__pass;
+
+static struct buffers {
+    struct ud__range ranges[RANGES];
+    struct ud__range todo[TODO_RANGES];
+    uint64_t digest[TODO_PAGES];
+    uint8_t gone[TODO_PAGES];
+    uint8_t exclusive[TODO_PAGES];
+} *b;
+static size_t todo_count, todo_pages;
+static int todo_written;
+
+static void set(uint64_t page, uint8_t state, uint64_t entry)
+{
+    if (ud__page_set(&ud__a.ledger, page, state, entry) == 0) {
+        ud__pass.changed++;
+        if ((state & UD_PG_MASK) == UD_PG_VOLATILE) {
+            int64_t block = ud__ledger_block(&ud__a.ledger, page, 0);
+            ud__a.ledger.heads[block].flags |= UD__BLOCK_YOUNG;
+        }
+    }
+}
+
+/* What a fresh digest of a page means. */
+static void judge(uint64_t page, uint64_t digest, int written)
+{
+    uint64_t entry = 0;
+    uint8_t old = ud__page_state(&ud__a.ledger, page, &entry) & UD_PG_MASK;
+    if (old == UD_PG_MERGED)
+        ud__a.ledger.hdr->pages_split++;
+    int same = entry == digest && (old == UD_PG_VOLATILE || old == UD_PG_STABLE || old == UD_PG_REFUSED);
+    if (written || !same)
+        set(page, UD_PG_VOLATILE | ud__parity(), digest);
+    else if (old == UD_PG_VOLATILE && (digest != ud__pass.zero_digest || !ud__a.knobs.use_zero_pages))
+        set(page, UD_PG_STABLE, digest);
+    /* an untracked zero page stays VOLATILE, with the parity of an earlier pass: age.c gives it back */
+}
+
+int ud__pass_flush(void)
+{
+    if (!todo_count)
+        return 0;
+    int r = ud__reader_digest(b->todo, todo_count, b->digest, b->gone);
+    size_t k = 0;
+    for (size_t i = 0; i < todo_count; i++)
+        for (uint64_t page = b->todo[i].start; page < b->todo[i].end; page += ud__page, k++)
+            if (!b->gone[k])
+                judge(page, b->digest[k], todo_written);
+    ud__a.ledger.hdr->pages_scanned += k;
+    todo_count = todo_pages = 0;
+    return r;
+}
+
+static int todo_add(uint64_t start, uint64_t end, int written)
+{
+    if (todo_count && todo_written != written && ud__pass_flush())
+        return -EAGAIN;
+    todo_written = written;
+    while (start < end) {
+        uint64_t n = (end - start) >> ud__page_shift, room = TODO_PAGES - todo_pages;
+        if (todo_count == TODO_RANGES || room == 0) {
+            int r = ud__pass_flush();
+            if (r)
+                return r;
+            continue;
+        }
+        if (n > room)
+            n = room;
+        b->todo[todo_count++] = (struct ud__range){.start = start, .end = start + (n << ud__page_shift)};
+        todo_pages += n;
+        start += n << ud__page_shift;
+    }
+    return 0;
+}
+
+/* Smart scan, where every pass must read everything: an old, calm page is looked at in one pass of four. */
+static int skip(uint64_t page, int written)
+{
+    if (written || !ud__a.knobs.smart_scan || ud__a.ledger.hdr->track_kind == UD_TRACK_UFFD)
+        return 0;
+    uint8_t old = ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK;
+    if (old != UD_PG_STABLE && old != UD_PG_REFUSED)
+        return 0;
+    int due = ((ud__pass.number + (page >> ud__page_shift)) & 3) == 0;
+    ud__a.ledger.hdr->pages_skipped += !due;
+    return !due;
+}
+
+/* Pages that fork relatives share already are noted and left; the rest is lined up for the reader. */
+static int take_exclusive(uint64_t start, uint64_t end, int written)
+{
+    while (start < end) {
+        uint32_t n = (uint32_t)((end - start) >> ud__page_shift);
+        if (n > TODO_PAGES)
+            n = TODO_PAGES;
+        if (ud__track_exclusive(start, n, b->exclusive) < 0)
+            __builtin_memset(b->exclusive, 1, n);
+        uint64_t from = start;
+        for (uint32_t i = 0; i <= n; i++) {
+            uint64_t page = start + ((uint64_t)i << ud__page_shift);
+            if (i < n && b->exclusive[i] && !skip(page, written))
+                continue;
+            int r = from < page ? todo_add(from, page, written) : 0;
+            if (r)
+                return r;
+            from = page + ud__page;
+            if (i < n && !b->exclusive[i] && (ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK) != UD_PG_SHARED)
+                set(page, UD_PG_SHARED, 0);
+        }
+        start += (uint64_t)n << ud__page_shift;
+    }
+    return 0;
+}
+
+int ud__pass_take(uint64_t start, uint64_t end, int written)
+{
+    const struct ud__area *a = ud__space_find(&ud__pass.space, start);
+    const struct ud__area *stop = ud__pass.space.list + ud__pass.space.count;
+    for (; a && a < stop && a->start < end; a++) {
+        uint64_t at = a->start > start ? a->start : start, to = a->end < end ? a->end : end;
+        if (a->inode)
+            ((struct ud__area *)a)->seen++; /* something in it was split: worth tracking from now on */
+        while (at < to) {
+            uint64_t piece = to;
+            if (ud__region_allows(at, &piece, ud__a.advised && !atomic_load(&ud__a.merge_any))) {
+                int r = take_exclusive(at, piece, written);
+                if (r)
+                    return r;
+            }
+            at = piece;
+        }
+    }
+    return 0;
+}
+
+static int take_ranges(long n, int written)
+{
+    uint64_t huge = 0;
+    for (long i = 0; i < n; i++) {
+        int is_huge = (b->ranges[i].categories & 64) != 0;
+        huge += is_huge ? (b->ranges[i].end - b->ranges[i].start) >> ud__page_shift : 0;
+        if (is_huge && !ud__a.knobs.thp_split)
+            continue;
+        int r = ud__pass_take(b->ranges[i].start, b->ranges[i].end, written);
+        if (r)
+            return r;
+    }
+    ud__a.ledger.hdr->huge_pages = huge;
+    return ud__pass_flush();
+}
+
+static int begin(void)
+{
+    if (!b && !(b = ud__alloc(sizeof *b)))
+        return -ENOMEM;
+    int r = ud__space_read(&ud__pass.space);
+    if (r)
+        return r;
+    ud__pass.number++;
+    ud__pass.zero_digest = ud__zero_digest();
+    ud__pass.at = 0;
+    ud__pass.phase = WRITTEN;
+    return 0;
+}
+
+static long one_phase(int written)
+{
+    long n = written ? ud__track_written(&ud__pass.at, TOP, b->ranges, RANGES, ud__a.knobs.pages_to_scan)
+                     : ud__track_untracked(&ud__pass.at, TOP, b->ranges, RANGES, ud__a.knobs.pages_to_scan);
+    if (n < 0)
+        return n;
+    int r = take_ranges(n, written);
+    if (r)
+        return r;
+    if (ud__pass.at >= TOP) {
+        ud__pass.at = 0;
+        ud__pass.phase++;
+    }
+    return n;
+}
+
+long ud__scan_slice(int *wrapped)
+{
+    *wrapped = 0;
+    ud__pass.changed = 0;
+    long r = 0;
+    if (ud__pass.phase == BEGIN)
+        r = begin();
+    /* a slice goes on over phases until it has found something to digest */
+    for (long found = 0; r >= 0 && found == 0 && (ud__pass.phase == WRITTEN || ud__pass.phase == UNTRACKED);)
+        r = found = one_phase(ud__pass.phase == WRITTEN);
+    if (r < 0) {
+        ud__pass.phase = BEGIN;
+        return r;
+    }
+    if (ud__pass.phase == END) {
+        ud__pass_end();
+        ud__pass.phase = BEGIN;
+        *wrapped = 1;
+    }
+    if (ud__pass.changed)
+        ud__ledger_commit(&ud__a.ledger);
+    return (long)ud__pass.changed;
+}
+
+void ud__scan_resync(void) { ud__pass.force_resync = 1; }
+
+void ud__scan_reset(void)
+{
+    ud__space_reset(&ud__pass.space);
+    ud__free(b, b ? sizeof *b : 0);
+    b = NULL;
+    todo_count = todo_pages = 0;
+    ud__pass = (struct ud__pass){0};
+}
+
+/* The tracking is dropped too: else an unchanged page would never be told, and so never digested anew. */
+void ud__scan_forget(void)
+{
+    struct ud__ledger *l = &ud__a.ledger;
+    ud__track_close();
+    l->hdr->track_kind = (uint32_t)ud__track_open();
+    ud__space_reset(&ud__pass.space);
+    for (uint32_t block = 0; block < l->hdr->block_count; block++)
+        for (uint32_t i = 0; l->heads[block].vaddr && i < UD_BLOCK_PAGES; i++) {
+            uint8_t *s = &l->states[(size_t)block * UD_BLOCK_PAGES + i];
+            if ((*s & UD_PG_MASK) != UD_PG_MERGED && (*s & UD_PG_MASK) != UD_PG_ZERO)
+                *s = UD_PG_NONE;
+        }
+    ud__pass.phase = BEGIN;
+}
+
+void ud__scan_forked(void)
+{
+    b = NULL;
+    todo_count = todo_pages = 0;
+    ud__pass = (struct ud__pass){0};
+}

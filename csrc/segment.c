@@ -1,0 +1,197 @@
+/* segment.c: segments of the arena: sealed memfds that nobody can change.
+ *
+ * Guarantees: a segment is sealed against writing, growing, shrinking and unsealing before it is handed to
+ * anybody; a segment received is used only if it is. Its name everywhere is its inode number. Kept
+ * descriptors live in the agent's private table and let a later merger adopt the arena.
+ * Fails: -errno; past SEGMENTS_MAX kept descriptors the oldest is closed (its pages stay valid, only a later
+ * merger cannot hand it out again); past INODES_MAX distinct segments no new one is accepted.
+ */
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "internal.h"
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u
+#endif
+#define UD_ADD_SEALS 1033
+#define UD_GET_SEALS 1034
+#define UD_ALL_SEALS 15 /* SEAL | SHRINK | GROW | WRITE */
+
+#define SEGMENTS_MAX 512
+#define INODES_MAX 8192 /* power of two */
+
+static struct ud__segment kept[SEGMENTS_MAX];
+static size_t nkept;
+static _Atomic uint64_t inodes[INODES_MAX]; /* 0 empty, 1 deleted */
+
+static size_t inode_slot(uint64_t inode) { return (size_t)(inode * 0x9e3779b97f4a7c15ull >> 40) & (INODES_MAX - 1); }
+
+int ud__inode_known(uint64_t inode)
+{
+    size_t i = inode_slot(inode);
+    for (size_t n = 0; n < INODES_MAX; n++, i = (i + 1) & (INODES_MAX - 1)) {
+        uint64_t v = atomic_load_explicit(&inodes[i], memory_order_relaxed);
+        if (v == inode)
+            return 1;
+        if (v == 0)
+            return 0;
+    }
+    return 0;
+}
+
+int ud__inode_learn(uint64_t inode)
+{
+    if (ud__inode_known(inode))
+        return 0;
+    size_t i = inode_slot(inode);
+    for (size_t n = 0; n < INODES_MAX; n++, i = (i + 1) & (INODES_MAX - 1)) {
+        uint64_t v = atomic_load(&inodes[i]);
+        if (v <= 1 && atomic_compare_exchange_strong(&inodes[i], &v, inode))
+            return 0;
+    }
+    return -ENOSPC;
+}
+
+void ud__inode_unlearn(uint64_t inode)
+{
+    size_t i = inode_slot(inode);
+    for (size_t n = 0; n < INODES_MAX; n++, i = (i + 1) & (INODES_MAX - 1)) {
+        uint64_t v = atomic_load(&inodes[i]);
+        if (v == 0)
+            return;
+        if (v == inode)
+            atomic_store(&inodes[i], 1);
+    }
+}
+
+int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages)
+{
+    struct stat st;
+    long seals = ud__sys(__NR_fcntl, fd, UD_GET_SEALS);
+    if (seals < 0 || (seals & UD_ALL_SEALS) != UD_ALL_SEALS)
+        return -EPERM;
+#ifdef __NR_fstat
+    long r = ud__sys(__NR_fstat, fd, &st);
+#else
+    long r = ud__sys(__NR_newfstatat, fd, "", &st, 0x1000 /* AT_EMPTY_PATH */);
+#endif
+    if (r < 0)
+        return (int)r;
+    uint64_t pages = (uint64_t)st.st_size >> ud__page_shift;
+    if (pages == 0 || pages >= 1u << UD_SLOT_BITS)
+        return -EINVAL;
+    *inode = st.st_ino;
+    *npages = (uint32_t)pages;
+    return 0;
+}
+
+/* The kernel copies straight from our memory, so a page that has vanished costs an EFAULT and no crash. */
+static uint64_t write_run(int fd, uint64_t vaddr, uint64_t len, uint64_t off)
+{
+    uint64_t done = 0;
+    while (done < len) {
+        long r = ud__sys(__NR_pwrite64, fd, vaddr + done, len - done, off + done);
+        if (r == -EINTR)
+            continue;
+        if (r == -ENOSPC || r == -ENOMEM || r == -EIO)
+            return done;
+        done += r > 0 ? (uint64_t)r : ud__page - (done & (ud__page - 1)); /* a hole where nothing could be read */
+    }
+    return done;
+}
+
+static uint64_t write_tile(int fd, uint64_t vaddr, uint32_t copies, uint64_t off)
+{
+    uint64_t first = write_run(fd, vaddr, ud__page, off);
+    for (uint32_t i = 1; i < copies && first == ud__page; i++)
+        if (write_run(fd, vaddr, ud__page, off + i * ud__page) != ud__page)
+            return (uint64_t)i * ud__page;
+    return first == ud__page ? (uint64_t)copies * ud__page : 0;
+}
+
+static int fill(int fd, const struct ud_run *runs, uint32_t nruns)
+{
+    uint64_t off = 0;
+    for (uint32_t i = 0; i < nruns; i++) {
+        uint64_t len = (uint64_t)(runs[i].slot ? runs[i].slot : runs[i].npages) << ud__page_shift;
+        uint64_t done = runs[i].slot ? write_tile(fd, runs[i].vaddr, runs[i].slot, off)
+                                     : write_run(fd, runs[i].vaddr, len, off);
+        if (done != len)
+            return -ENOSPC;
+        off += len;
+    }
+    return 0;
+}
+
+int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode, uint32_t *npages)
+{
+    uint64_t pages = 0;
+    for (uint32_t i = 0; i < nruns; i++)
+        pages += runs[i].slot ? runs[i].slot : runs[i].npages;
+    if (pages == 0 || pages >= 1u << UD_SLOT_BITS)
+        return -EINVAL;
+    long fd = ud__sys(__NR_memfd_create, "udedup-segment", 1u | 2u | MFD_NOEXEC_SEAL);
+    if (fd == -EINVAL)
+        fd = ud__sys(__NR_memfd_create, "udedup-segment", 1u | 2u);
+    if (fd < 0)
+        return (int)fd;
+    long r = ud__sys(__NR_ftruncate, fd, pages << ud__page_shift);
+    if (r == 0)
+        r = fill((int)fd, runs, nruns);
+    if (r == 0)
+        r = ud__sys(__NR_fcntl, fd, UD_ADD_SEALS, UD_ALL_SEALS);
+    if (r == 0)
+        r = ud__segment_check((int)fd, inode, npages);
+    if (r == 0)
+        r = ud__inode_learn(*inode);
+    if (r < 0) {
+        ud__sys(__NR_close, fd);
+        return (int)r;
+    }
+    return (int)fd;
+}
+
+int ud__segment_keep(int fd, uint64_t inode, uint32_t npages)
+{
+    for (size_t i = 0; i < nkept; i++)
+        if (kept[i].inode == inode) {
+            ud__sys(__NR_close, fd);
+            return kept[i].fd;
+        }
+    int r = ud__inode_learn(inode);
+    if (r < 0) {
+        ud__sys(__NR_close, fd);
+        return r;
+    }
+    if (nkept == SEGMENTS_MAX) {
+        ud__sys(__NR_close, kept[0].fd);
+        __builtin_memmove(kept, kept + 1, (SEGMENTS_MAX - 1) * sizeof *kept);
+        nkept--;
+    }
+    kept[nkept++] = (struct ud__segment){inode, fd, npages};
+    return fd;
+}
+
+void ud__segment_forget(uint64_t inode)
+{
+    for (size_t i = 0; i < nkept; i++)
+        if (kept[i].inode == inode) {
+            ud__sys(__NR_close, kept[i].fd);
+            kept[i] = kept[--nkept];
+            return;
+        }
+}
+
+const struct ud__segment *ud__segment_list(size_t *n)
+{
+    *n = nkept;
+    return kept;
+}
+
+void ud__segment_reset(int close_all)
+{
+    for (size_t i = 0; close_all && i < nkept; i++)
+        ud__sys(__NR_close, kept[i].fd);
+    nkept = 0;
+}

@@ -1,0 +1,27 @@
+/* space.h: the mergeable part of the address space, as the current pass sees it. */
+#ifndef UD_SPACE_H
+#define UD_SPACE_H
+
+#include "internal.h"
+
+struct ud__area {
+    uint64_t start, end, offset, inode;
+    uint32_t seen;    /* passes this area has been there, unchanged */
+    uint8_t tracked;  /* under write tracking */
+    uint8_t hopeless; /* tracking was refused */
+};
+struct ud__space {
+    struct ud__area *list;
+    size_t count, cap;
+    uint64_t signature; /* changes when any mapping changes */
+    uint32_t merged_areas;
+    uint64_t bytes;
+};
+
+/* Reads the mappings anew and registers for tracking what has earned it. 0 or -errno. */
+int ud__space_read(struct ud__space *s) UD_HIDDEN;
+/* The area that covers addr, or the first above; NULL above the last. */
+const struct ud__area *ud__space_find(const struct ud__space *s, uint64_t addr) UD_HIDDEN;
+void ud__space_reset(struct ud__space *s) UD_HIDDEN;
+
+#endif

@@ -1,0 +1,192 @@
+/* unmerge.c: plain anonymous memory back in the place of merged pages; what the interposers do with it.
+ *
+ * Guarantees: in a hold, contents are copied aside and moved into place by one mremap(MREMAP_FIXED): whoever
+ * is killed when, a page is either still merged or already plain. Only mappings of our segments
+ * are replaced (asked of the kernel in the same hold), so stale bits of the merged map harm nobody.
+ * Fails: -ENOMEM leaves the rest merged, which is valid memory; a hold that cannot be had is tried again for a
+ * second, then -EAGAIN.
+ */
+#include <sys/mman.h>
+
+#include "internal.h"
+
+#define CHUNK_PAGES 256u
+
+static long map_plain(uint64_t at, uint64_t len, int fixed)
+{
+    return ud__sys(__NR_mmap, at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+}
+
+static int unmerge_chunk(uint64_t at, uint64_t len)
+{
+    long scratch = map_plain(0, len, 0);
+    if (ud__is_err(scratch))
+        return (int)scratch;
+    __builtin_memcpy((void *)scratch, (const void *)at, len);
+    long r = ud__sys(__NR_mremap, scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+    if (ud__is_err(r)) {
+        ud__sys(__NR_munmap, scratch, len);
+        return (int)r;
+    }
+    ud__merged_clear(at, at + len);
+    return 0;
+}
+
+/* The next mapping of a segment of ours within [*at, end), cut to it; 0 if there is none. */
+static int next_segment(struct ud__maps *m, uint64_t at, uint64_t end, uint64_t *from, uint64_t *to)
+{
+    struct ud__vma v;
+    while (at < end && ud__maps_find(m, at, &v) == 0 && v.start < end) {
+        if (ud__vma_is_segment(&v)) {
+            *from = v.start > at ? v.start : at;
+            *to = v.end < end ? v.end : end;
+            return 1;
+        }
+        at = v.end;
+    }
+    return 0;
+}
+
+static void forget_pages(struct ud__job *j, uint64_t at, uint64_t len)
+{
+    for (uint64_t off = 0; j->ledger && off < len; off += ud__page)
+        ud__page_set(j->ledger, at + off, UD_PG_NONE, 0);
+}
+
+void ud__job_unmerge(struct ud__job *j)
+{
+    for (; j->done < j->npieces; j->done++) {
+        struct ud__piece *p = &j->pieces[j->done];
+        uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift), from, to;
+        while (next_segment(&j->maps, at, end, &from, &to)) {
+            uint64_t len = to - from, chunk = (uint64_t)CHUNK_PAGES << ud__page_shift;
+            if (len > chunk)
+                len = chunk;
+            int r = unmerge_chunk(from, len);
+            if (r < 0) {
+                j->result = (uint64_t)(int64_t)r;
+                return;
+            }
+            forget_pages(j, from, len);
+            j->merged += (uint32_t)(len >> ud__page_shift);
+            at = from + len;
+            p->npages -= (uint32_t)((at - p->vaddr) >> ud__page_shift);
+            p->vaddr = at;
+            if (ud__now_us() >= j->stop_us)
+                return;
+        }
+        p->npages = 0;
+    }
+}
+
+void ud__job_discard(struct ud__job *j)
+{
+    uint64_t at = j->pieces[0].vaddr, end = at + ((uint64_t)j->pieces[0].npages << ud__page_shift), from, to;
+    while (next_segment(&j->maps, at, end, &from, &to)) {
+        long r = map_plain(from, to - from, MAP_FIXED);
+        if (ud__is_err(r)) {
+            j->result = (uint64_t)r;
+            return;
+        }
+        ud__merged_clear(from, to);
+        at = to;
+    }
+    j->done = 1;
+}
+
+/* mremap(2) where merging has made several mappings of one. The rules are the kernel's. */
+void ud__job_relocate(struct ud__job *j)
+{
+    uint64_t old = j->pieces[0].vaddr, old_len = (uint64_t)j->pieces[0].npages << ud__page_shift;
+    uint64_t new_len = j->scratch_len, to = j->scratch;
+    struct ud__vma v;
+    j->result = (uint64_t)-EFAULT;
+    for (uint64_t at = old; at < old + old_len; at = v.end)
+        if (ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_mergeable(&v))
+            return;
+    if (!(j->flags & MREMAP_MAYMOVE)) { /* grows where it is, or not at all */
+        long r = map_plain(old + old_len, new_len - old_len, 0x100000 /* MAP_FIXED_NOREPLACE */);
+        if (!ud__is_err(r) && (uint64_t)r != old + old_len) {
+            ud__sys(__NR_munmap, r, new_len - old_len);
+            r = -ENOMEM;
+        }
+        j->result = ud__is_err(r) ? (uint64_t)-ENOMEM : old;
+        return;
+    }
+    long fresh = map_plain(0, new_len, 0);
+    if (ud__is_err(fresh)) {
+        j->result = (uint64_t)fresh;
+        return;
+    }
+    __builtin_memcpy((void *)fresh, (const void *)old, old_len < new_len ? old_len : new_len);
+    if (j->flags & MREMAP_FIXED) {
+        long r = ud__sys(__NR_mremap, fresh, new_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+        if (ud__is_err(r)) {
+            ud__sys(__NR_munmap, fresh, new_len);
+            j->result = (uint64_t)r;
+            return;
+        }
+        ud__merged_clear(to, to + new_len);
+        fresh = r;
+    }
+    if (j->flags & 4 /* MREMAP_DONTUNMAP: the old range stays, empty */)
+        map_plain(old, old_len, MAP_FIXED);
+    else
+        ud__sys(__NR_munmap, old, old_len);
+    ud__merged_clear(old, old + old_len);
+    j->result = (uint64_t)fresh;
+}
+
+/* Runs a one-piece job from an app thread until it is done. 0, or -errno. */
+static long run_from_app(struct ud__job *j)
+{
+    int tid = (int)ud__sys(__NR_gettid);
+    uint64_t give_up = ud__now_us() + 1000000;
+    do {
+        uint64_t now = ud__now_us();
+        j->hold.deadline_us = now + 20000;
+        j->budget_us = 20000;
+        int r = ud__job_run(j, tid, 0);
+        if (r < 0 && r != -ECHILD)
+            return r;
+        if (j->done == j->npieces)
+            return 0;
+        if ((int64_t)j->result < 0)
+            return (long)j->result;
+        if (j->cause_begin >= 0)
+            ud__sleep_us(500);
+    } while (ud__now_us() < give_up);
+    return -EAGAIN;
+}
+
+int ud__unmerge_range(uint64_t start, uint64_t end)
+{
+    struct ud__piece p = {.vaddr = start, .npages = (uint32_t)((end - start) >> ud__page_shift)};
+    struct ud__job j = {.kind = UD__JOB_UNMERGE, .pieces = &p, .npieces = 1, .segfd = -1};
+    return (int)run_from_app(&j);
+}
+
+int ud__discard_range(uint64_t start, uint64_t end)
+{
+    struct ud__piece p = {.vaddr = start, .npages = (uint32_t)((end - start) >> ud__page_shift)};
+    struct ud__job j = {.kind = UD__JOB_DISCARD, .pieces = &p, .npieces = 1, .segfd = -1, .no_hold = 1};
+    return (int)run_from_app(&j);
+}
+
+long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags, uint64_t to)
+{
+    struct ud__piece p = {.vaddr = addr, .npages = (uint32_t)(old_len >> ud__page_shift)};
+    struct ud__job j = {.kind = UD__JOB_RELOCATE, .pieces = &p, .npieces = 1, .segfd = -1, .flags = flags,
+                        .scratch = to, .scratch_len = new_len, .budget_us = 20000, .result = (uint64_t)-EAGAIN};
+    int tid = (int)ud__sys(__NR_gettid);
+    for (int tries = 0; tries < 100; tries++) {
+        j.hold.deadline_us = ud__now_us() + 20000;
+        int r = ud__job_run(&j, tid, 0);
+        if (r < 0)
+            return r;
+        if (j.cause_begin < 0)
+            return (long)j.result;
+        ud__sleep_us(1000);
+    }
+    return -EFAULT; /* what the kernel would have said */
+}
