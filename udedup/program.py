@@ -9,6 +9,7 @@ from pathlib import Path
 
 _PT_INTERP = 3
 _HEAD = 4096
+_ELF_HEADER = 64
 
 
 def find(command: str) -> Path | None:
@@ -36,7 +37,7 @@ def why_not_preloadable(path: Path, depth: int = 0) -> str | None:
         return None
     if head.startswith(b"#!") and depth < 4:
         return _of_interpreter(head, depth)
-    if not head.startswith(b"\x7fELF"):
+    if not head.startswith(b"\x7fELF") or len(head) < _ELF_HEADER:
         return None
     if mode & (stat.S_ISUID | stat.S_ISGID) and os.geteuid() != path.stat().st_uid:
         return "it is setuid or setgid, and the loader ignores LD_PRELOAD there"

@@ -118,9 +118,13 @@ def test_signals_are_passed_on(signo: signal.Signals) -> None:
 
 def test_interrupt_from_the_terminal_reaches_the_program_once() -> None:
     code = (
-        "import signal, sys, time\nhits = []\n"
+        "import signal, sys, time\n"
+        "hits = []\n"
         "signal.signal(signal.SIGINT, lambda n, f: hits.append(1))\n"
-        "print('ready', flush=True)\nsys.stdin.readline()\ntime.sleep(1)\nprint('hits', len(hits), flush=True)"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "time.sleep(1)\n"
+        "print('hits', len(hits), flush=True)"
     )
     pid, terminal = pty.fork()
     if pid == 0:
