@@ -5,7 +5,6 @@
  * goes, so the two never lie in memory together.
  * Fails: without memory, or in a cluster no honest digest makes, a page is not remembered.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>

@@ -4,7 +4,6 @@
  * whose file can neither shrink nor grow (seals checked).
  * Fails: -EPERM without those seals, -EBADMSG for a header that contradicts itself, -ENOMEM.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>

@@ -4,7 +4,6 @@
  * cannot fault; it is mapped while it is digested and no longer.
  * Fails: -EPERM without the seals, -EINVAL for a size that is no number of pages, -ENOMEM, -ENFILE.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>

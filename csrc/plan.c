@@ -4,7 +4,6 @@
  * answers, or if it never does, every claim is given back and everybody who waited is looked at again.
  * Fails: -errno; a plan there is no memory for is not made.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/random.h>

@@ -5,7 +5,6 @@
  * other use of it as sharing; so the sums of the sessions are the sums of the domain.
  * Fails: never; an entry that names an unknown slot is counted as lost.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <malloc.h>
 #include <stdlib.h>

@@ -17,9 +17,18 @@ RANGES: dict[str, tuple[int, int]] = {
     "mode": (0, 1),
     "split": (0, 1),
     "idle_millisecs": (0, 2**31 - 1),
+    "advisor_mode": (0, 2),
+    "advisor_max_cpu": (1, 10000),
+    "advisor_target_scan_time": (1, 2**31 - 1),
+    "advisor_min_pages_to_scan": (1, 2**31 - 1),
+    "advisor_max_pages_to_scan": (1, 2**31 - 1),
 }
 
-WORDS: dict[str, dict[str, int]] = {"mode": {"stop": 0, "trap": 1}, "split": {"kernel": 0, "trap": 1}}
+WORDS: dict[str, dict[str, int]] = {
+    "mode": {"stop": 0, "trap": 1},
+    "split": {"kernel": 0, "trap": 1},
+    "advisor_mode": {"none": 0, "scan-time": 1, "cpu": 2},
+}
 
 
 def parse_value(knob: str, text: str) -> int:

@@ -1,0 +1,143 @@
+"""One connected agent: its messages in, its plans out."""
+
+import os
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+from udedup.merger import wire
+
+if TYPE_CHECKING:
+    from udedup.merger.server import Server
+
+#: Messages taken from one agent before the others have their turn.
+_AT_ONCE = 32
+
+
+class Agent:
+    """A session. Anything malformed raises wire.BadMessage out of readable(); the server then drops it."""
+
+    def __init__(self, server: "Server", sock: socket.socket, pid: int) -> None:
+        self.server = server
+        self.sock = sock
+        self.pid = pid
+        self.comm = "?"
+        self.sid = 0  # until HELLO
+        self.passes = 0
+        self.active_pass = 0  # number of the last pass that led to a merge
+        self.in_round = False
+        self._done = -1  # pages merged, zeroed and published by its ledger
+        self._outbox: deque[tuple[bytes, int]] = deque()
+
+    # ---- in ----
+
+    def readable(self) -> None:
+        """Handles what has come. Raises wire.BadMessage or OSError; EOFError when the agent left."""
+        for _ in range(_AT_ONCE):
+            packet = wire.receive(self.sock)
+            if packet is None:
+                return
+            self.handle(packet)
+
+    def handle(self, packet: wire.Packet) -> None:
+        """One message. A descriptor that nobody kept is closed."""
+        fd = packet.fd
+        try:
+            kind, plan, body = wire.check(packet.data)
+            if (kind == wire.HELLO) == bool(self.sid):
+                raise wire.BadMessage("HELLO must come first, and once")
+            if kind == wire.HELLO:
+                self._hello(wire.hello(body), fd)
+            elif kind == wire.SEGMENT:
+                fd = self._keep(fd, wire.segment(body)[0])
+            elif kind == wire.PASS:
+                self._pass(*wire.pass_ended(body))
+            elif kind == wire.PUBLISHED:
+                fd = self._published(plan, wire.result(body), fd)
+            else:
+                self._result(plan, wire.result(body))
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _hello(self, hello: wire.Hello, fd: int) -> None:
+        if fd < 0:
+            raise wire.BadMessage("HELLO without a ledger")
+        self.server.adopt_key(hello.key)
+        try:
+            self.sid = self.server.planner.attach(fd)
+        except OSError as error:
+            raise wire.BadMessage(str(error)) from None
+        self.comm = hello.comm
+        self.passes = self.active_pass = int(self.server.planner.header(self.sid).passes)
+        self.server.joined(self)
+        self.post(wire.welcome(wire.WELCOME, self.server.key, self.server.settings.for_agents()))
+
+    def _keep(self, fd: int, name: int) -> int:
+        """Puts a segment into the store, which then owns fd."""
+        if fd < 0:
+            raise wire.BadMessage("a segment without its descriptor")
+        try:
+            self.server.store.add(fd, name, self.sid)
+        except OSError as error:
+            raise wire.BadMessage(str(error)) from None
+        return -1
+
+    def _pass(self, _number: int, changed: int, whole: bool) -> None:
+        self.note_progress()
+        if changed and self.server.planner.scan(self.sid) > 0:
+            self.active_pass = self.passes
+        if whole:
+            self.server.pass_ended(self)
+        if changed:
+            self.server.stale()
+
+    def _published(self, plan: int, result: wire.Result, fd: int) -> int:
+        gid = 0
+        if result.segment:
+            if fd < 0:
+                raise wire.BadMessage("PUBLISHED without its descriptor")
+            try:
+                gid, fd = self.server.store.add(fd, result.segment, self.sid), -1
+            except OSError as error:
+                raise wire.BadMessage(str(error)) from None
+        self.server.planner.published(self.sid, plan, gid)
+        self._answered()
+        return fd
+
+    def _result(self, plan: int, result: wire.Result) -> None:
+        self.server.planner.result(self.sid, plan, result.merged, result.refused)
+        self._answered()
+
+    def _answered(self) -> None:
+        self.note_progress()
+        self.server.stale()
+
+    def note_progress(self) -> None:
+        """Remembers the pass in which the agent last merged anything: settle waits for two without."""
+        header = self.server.planner.header(self.sid)
+        self.passes = int(header.passes)
+        done = int(header.pages_merged + header.pages_zeroed + header.pages_published)
+        if done != self._done:
+            self._done = done
+            self.active_pass = self.passes
+
+    # ---- out ----
+
+    def post(self, data: bytes, fd: int = -1) -> None:
+        """Sends, or keeps for later if the socket is full. fd must stay open until its plan is answered."""
+        self._outbox.append((data, fd))
+        if len(self._outbox) == 1:
+            self.writable()
+
+    def writable(self) -> None:
+        """Sends what waits. A peer that is gone is found by the next read."""
+        while self._outbox:
+            try:
+                if not wire.send(self.sock, *self._outbox[0]):
+                    break
+            except OSError:
+                self._outbox.clear()
+                break
+            self._outbox.popleft()
+        self.server.watch_writes(self, bool(self._outbox))
