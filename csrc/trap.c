@@ -69,22 +69,24 @@ static void put(uint64_t start, uint64_t end, enum ud__trap_plane plane, int val
     for (uint64_t at = start, next; at < end; at = next) {
         uint64_t bits = bits_of(at, end, &next);
         struct ud__trap_cell *c = ud__trap_cell(at);
-        if (c && value)
+        if (!c)
+            next = ud__trap_next_leaf(at);
+        else if (value)
             atomic_fetch_or(&c->bits[plane], bits);
-        else if (c)
+        else if (atomic_load(&c->bits[plane]) & bits)
             atomic_fetch_and(&c->bits[plane], ~bits);
     }
 }
 
+static int is_one(uint64_t start, uint64_t end, void *arg)
+{
+    (void)start, (void)end, (void)arg;
+    return 1;
+}
+
 static int any_closed(uint64_t start, uint64_t end)
 {
-    for (uint64_t at = start, next; at < end; at = next) {
-        uint64_t bits = bits_of(at, end, &next);
-        struct ud__trap_cell *c = ud__trap_cell(at);
-        if (c && atomic_load(&c->bits[UD__TRAP_CLOSED]) & bits)
-            return 1;
-    }
-    return 0;
+    return ud__trap_each(start, end, UD__TRAP_CLOSED, is_one, NULL);
 }
 
 static void changed(void)
@@ -151,28 +153,46 @@ static int open_run(uint64_t start, uint64_t end, void *arg)
     return 0;
 }
 
-int ud__trap_open(uint64_t start, uint64_t end)
+static void wait_for_windows(uint64_t start, uint64_t end)
+{
+    for (;;) {
+        unsigned seen = atomic_load(&epoch);
+        if (!any_closed(start, end) || !agent_alive())
+            return;
+        wait_past(seen);
+    }
+}
+
+static int open_protected(uint64_t start, uint64_t end)
 {
     long r = 0;
     ud__trap_each(start, end, UD__TRAP_PROTECT, open_run, &r);
     return (int)r;
 }
 
+int ud__trap_open(uint64_t start, uint64_t end)
+{
+    wait_for_windows(start, end);
+    return open_protected(start, end);
+}
+
 void ud__trap_open_all(void)
 {
-    ud__trap_open(0, ud__trap_highest());
+    open_protected(0, ud__trap_highest());
+}
+
+int ud__trap_held(uint64_t addr)
+{
+    struct ud__trap_cell *c = ud__trap_cell(addr);
+    uint64_t bit = 1ull << (addr >> ud__page_shift & 63);
+    return c && (atomic_load(&c->bits[UD__TRAP_CLOSED]) | atomic_load(&c->bits[UD__TRAP_PROTECT])) & bit;
 }
 
 void ud__trap_settle(uint64_t start, uint64_t end)
 {
     start &= ~(uint64_t)(ud__page - 1);
     end = (end + ud__page - 1) & ~(uint64_t)(ud__page - 1);
-    for (;;) {
-        unsigned seen = atomic_load(&epoch);
-        if (!any_closed(start, end) || !agent_alive())
-            break;
-        wait_past(seen);
-    }
+    wait_for_windows(start, end);
     put(start, end, UD__TRAP_PROTECT, 0);
 }
 
@@ -193,12 +213,6 @@ int ud_writable_open(void *addr, size_t len)
     }
     if (token == OPEN_MAX)
         atomic_fetch_add(&held_open_all, 1);
-    for (;;) {
-        unsigned seen = atomic_load(&epoch);
-        if (!any_closed(start, end) || !agent_alive())
-            break;
-        wait_past(seen);
-    }
     int r = ud__trap_open(start, end);
     if (r)
         ud_writable_close(token + 1);
@@ -254,6 +268,22 @@ static void undo(uint64_t start, uint64_t end)
     changed();
 }
 
+static int end_inherited(uint64_t start, uint64_t end, void *arg)
+{
+    (void)arg;
+    ud__trap_end(start, end, UD__TRAP_OPEN);
+    return 0;
+}
+
+/* Somebody who ends windows is there: the first time, or in the child of a fork, maybe one amid a batch. */
+static void revive(void)
+{
+    if (atomic_exchange(&atomic_load(&life)->alive, 1))
+        return;
+    wait_for_openers();
+    ud__trap_each(0, ud__trap_highest(), UD__TRAP_CLOSED, end_inherited, NULL);
+}
+
 int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t, void *), void *arg)
 {
     if (!atomic_load(&ud__trap_on))
@@ -261,6 +291,7 @@ int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t
     int r = ud__trap_reserve(start, end);
     if (r)
         return r;
+    revive();
     put(start, end, UD__TRAP_CLOSED, 1);
     if (atomic_load(&ud__busy_count) || is_held_open(start, end))
         r = -EBUSY;
@@ -430,13 +461,6 @@ static int make_life(void)
     return 0;
 }
 
-static int end_inherited(uint64_t start, uint64_t end, void *arg)
-{
-    (void)arg;
-    ud__trap_end(start, end, UD__TRAP_OPEN);
-    return 0;
-}
-
 int ud__trap_enable(_Atomic uint64_t *trap_splits, char *text, size_t cap)
 {
     int r = make_life();
@@ -448,10 +472,7 @@ int ud__trap_enable(_Atomic uint64_t *trap_splits, char *text, size_t cap)
     r = ud__sig_install();
     if (r)
         return r;
-    if (!atomic_exchange(&atomic_load(&life)->alive, 1)) { /* the first time, or the child of a fork amid a batch */
-        wait_for_openers();
-        ud__trap_each(0, ud__trap_highest(), UD__TRAP_CLOSED, end_inherited, NULL);
-    }
+    revive();
     atomic_store(&ud__trap_on, 1);
     return ud__trap_owner_ok(text, cap) ? 0 : -EBUSY;
 }

@@ -51,13 +51,17 @@ enum ud__trap_state { UD__TRAP_OPEN = 0, UD__TRAP_PROTECTED = 1 };
 /* Ends the window over [start, end), a part of what was closed, and wakes who waits. */
 void ud__trap_end(uint64_t start, uint64_t end, enum ud__trap_state state) UD_HIDDEN;
 
-/* Opens every protected page in [start, end): splits by the kernel alone from now on. 0 or -errno. */
+/* Waits for windows over [start, end) and opens every protected page in it: splits by the kernel alone from now on.
+ * 0 or -errno. Not for who has closed a part of it. */
 int ud__trap_open(uint64_t start, uint64_t end) UD_HIDDEN;
-/* The same for all pages there are: when somebody else took SIGSEGV. */
+/* All protected pages there are, no matter where a window is: when somebody else took SIGSEGV. */
 void ud__trap_open_all(void) UD_HIDDEN;
 /* Interposers, between ud__busy_enter and the call that unmaps, moves or protects [start, end): waits until no
  * window is over it, and forgets its protection (the call decides about that). Async-signal-safe. */
 void ud__trap_settle(uint64_t start, uint64_t end) UD_HIDDEN;
+
+/* 1 if the page is read-only by us alone: to the program it is writable. */
+int ud__trap_held(uint64_t addr) UD_HIDDEN;
 
 struct ud__trap_counts {
     uint64_t splits;  /* faults that opened a protected page */
@@ -78,6 +82,7 @@ struct ud__trap_cell { /* 64 pages: one word for each plane, in one cache line, 
 };
 /* The cell of a page, or NULL where nothing was ever closed. */
 struct ud__trap_cell *ud__trap_cell(uint64_t addr) UD_HIDDEN;
+uint64_t ud__trap_next_leaf(uint64_t addr) UD_HIDDEN; /* where to look on when there is no cell */
 /* Makes room for [start, end). 0, -ENOMEM, or -ERANGE above the 47 (aarch64: 48) bits of an address. */
 int ud__trap_reserve(uint64_t start, uint64_t end) UD_HIDDEN;
 /* Calls fn for each run of pages in [start, end) that have their bit in the plane, in address order; stops
@@ -111,5 +116,18 @@ int ud__splits_open(const char *path) UD_HIDDEN;
 void ud__splits_record(uint64_t addr, const void *ucontext) UD_HIDDEN; /* async-signal-safe */
 void ud__splits_name_modules(void) UD_HIDDEN; /* agent, now and then: resolves instruction pointers to files */
 void ud__pyframe_resolve(void) UD_HIDDEN;     /* from an app thread (dlsym): finds CPython in this process */
+
+/* ---- trap_job.c: the agent's side ----------------------------------------------------------------------- */
+
+struct ud__job;
+struct ud_knobs;
+/* Agent, with a ledger, whenever the knobs came: mode and split are those of UDEDUP_MODE and UDEDUP_SPLIT, else the knobs'. */
+void ud__trap_apply(const struct ud_knobs *k) UD_HIDDEN;
+int ud__trap_active(void) UD_HIDDEN;
+const char *ud__trap_refusal(void) UD_HIDDEN; /* why, in words; "" if it works */
+/* MERGE, ZERO and UNMERGE without a hold, for ud__job_run: prepare before its lock is taken, the job under it with
+ * all signals blocked. 0, or -errno. */
+void ud__trap_job_prepare(struct ud__job *j) UD_HIDDEN;
+int ud__trap_job(struct ud__job *j) UD_HIDDEN;
 
 #endif

@@ -82,17 +82,22 @@ void ud__trap_map_own(void)
     }
 }
 
+uint64_t ud__trap_next_leaf(uint64_t addr)
+{
+    uint64_t bytes = 64ull << (ud__page_shift + LEAF_BITS);
+    return (addr & ~(bytes - 1)) + bytes;
+}
+
 int ud__trap_each(uint64_t start, uint64_t end, enum ud__trap_plane plane, ud__trap_fn fn, void *arg)
 {
-    uint64_t cell_bytes = 64ull << ud__page_shift, leaf_bytes = cell_bytes << LEAF_BITS;
+    uint64_t cell_bytes = 64ull << ud__page_shift;
     uint64_t run = 0; /* start of the run under way, 0 if none */
     int r = 0;
     for (uint64_t at = start; at < end && !r;) {
         struct ud__trap_cell *c = ud__trap_cell(at);
         uint64_t mask = c ? atomic_load(&c->bits[plane]) : 0;
         if (!mask && !run) { /* nothing here: to the next cell, or leaf */
-            uint64_t step = c ? cell_bytes : leaf_bytes;
-            at = (at & ~(step - 1)) + step;
+            at = c ? (at & ~(cell_bytes - 1)) + cell_bytes : ud__trap_next_leaf(at);
             continue;
         }
         int is = mask >> (at >> ud__page_shift & 63) & 1;
