@@ -110,7 +110,8 @@ def _phases(
     time.sleep(0.3)
     meter = phases.Meter(engine, run)
     cell.before = meter.snapshot(outside)
-    with ThreadPoolExecutor(1) as executor:
+    executor = ThreadPoolExecutor(1)
+    try:
         phases.merge(meter, cell, _app(workload, spec, pool, executor, limits), workload, limits.merge_s, say)
         cell.final = meter.snapshot(outside)
         phases.judge_claim(meter, cell, workload.forks)
@@ -118,6 +119,8 @@ def _phases(
             say("application, merged")
             app = _app(workload, spec, pool, executor, limits)()
             cell.app_settled = phases.app_figures(app.result())
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
     if workload.idle_window:
         say("idle")
         cell.idle = phases.idle(meter, limits.idle_s)

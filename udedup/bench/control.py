@@ -6,6 +6,7 @@ Fails: the bench raises WorkerDied with the worker's index when a line ends or t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -143,5 +144,8 @@ class Pool:
     def close(self) -> None:
         """Ends all control lines; workers leave at the end of theirs."""
         for worker in self.workers:
+            # A thread that waits for an answer is woken by the shutdown, not by the close.
+            with contextlib.suppress(OSError):
+                worker.channel.sock.shutdown(socket.SHUT_RDWR)
             worker.channel.sock.close()
         self._server.close()

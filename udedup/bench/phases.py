@@ -218,8 +218,9 @@ def idle(meter: Meter, seconds: float) -> dict[str, float]:
 
 
 def note_counters(meter: Meter, cell: Cell) -> None:
-    """Keeps what the engine says of itself, its pauses apart."""
+    """Keeps what the engine says of itself, its pauses apart; and its whole CPU by /proc, to compare with."""
     cell.counters = meter.engine.counters(meter.run)
+    cell.counters["cpu_by_proc_s"] = meter.engine.cpu(meter.run)
     pauses = cell.counters.get("freeze_us")
     if isinstance(pauses, dict):
         cell.freeze_us = {name: float(value) for name, value in pauses.items() if value is not None}

@@ -92,9 +92,9 @@ def _plan(workloads: tuple[str, ...], options: dict[str, Any]) -> Any:
 def command(workloads: tuple[str, ...], **options: Any) -> None:
     """Measure what merging saves and costs, beside kernel KSM and nothing at all.
 
-    Every engine gets the same worker pools, in interleaved repeats; memory, CPU, pauses, the application's speed
-    and the correctness of its results are all measured from outside. Ctrl-C restores the machine and prints what
-    there is.
+    Every engine gets the same worker pools, in interleaved repeats; memory, CPU, pauses, the
+    application's speed and the correctness of its results are all measured from outside. Ctrl-C
+    restores the machine and prints what there is.
     """
     from udedup.bench import plot, results, table
 

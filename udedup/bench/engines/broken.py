@@ -29,18 +29,19 @@ class Broken(Engine):
 
 
 def corrupt(pid: int) -> None:
-    """Flips a byte in the middle of the process's largest private anonymous mapping."""
-    best = (0, 0)
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+    """Flips a byte in the middle of the private anonymous mapping that holds most memory."""
+    best, start, end = (0, 0), 0, 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         words = line.split()
-        if words[1] == "rw-p" and len(words) == 5:
-            start, end = (int(part, 16) for part in words[0].split("-"))
-            best = max(best, (end - start, start))
-    at = best[1] + best[0] // 2
+        if "-" in words[0] and not words[0].endswith(":"):
+            plain = words[1] == "rw-p" and len(words) == 5
+            start, end = (int(part, 16) for part in words[0].split("-")) if plain else (0, 0)
+        elif words[0] == "Anonymous:" and end:
+            best = max(best, (int(words[1]), (start + end) // 2))
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-        memory.seek(at)
+        memory.seek(best[1])
         old = memory.read(1)
-        memory.seek(at)
+        memory.seek(best[1])
         memory.write(bytes([old[0] ^ 0x40]))
 
 

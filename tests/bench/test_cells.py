@@ -1,0 +1,129 @@
+"""Real pools, small: the figures are right where they can be known, and what is broken shows as broken."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from udedup.bench import ksmknobs, procfs
+from udedup.bench.cell import Limits
+from udedup.bench.engines import engine
+from udedup.bench.matrix import Plan, run_bench
+from udedup.bench.results import FAILED, OK, SKIPPED
+from udedup.bench.summary import summarize
+from udedup.bench.workloads import WORKLOADS, workload
+
+pytest.importorskip("numpy")
+MIB = 1 << 20
+MARK = f"BENCH_TEST_MARK={os.getpid()}".encode()
+os.environ["BENCH_TEST_MARK"] = str(os.getpid())
+SHORT = Limits(merge_s=15, work_s=0.3, idle_s=1.0)
+
+
+def bench(workloads, engines, size=16, workers=2, **more):
+    options = {"modules": ["json", "decimal"]} if workloads == ["imports"] else {}
+    plan = Plan(workloads, engines, 1, workers, size * MIB, limits=SHORT, options=options, **more)
+    return run_bench(plan, "test")
+
+
+def pool_processes() -> list[int]:
+    """Workers that this test started: other benches may run on the machine."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return [pid for pid in pids if b"udedup.bench." in procfs.cmdline(pid) and MARK in environment(pid)]
+
+
+def environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "torch"])
+def test_every_workload_runs_and_repeats_its_results(name):
+    report = bench([name], ["layout"], size=8)
+    reasons = {cell.engine: (cell.status, cell.reason) for cell in report.cells}
+    if report.cells[0].status == SKIPPED:
+        pytest.skip(report.cells[0].reason)
+    assert reasons == {"none": (OK, ""), "layout": (OK, "")}
+    assert report.complete
+    assert report.cells[0].final["pss"] > 0
+    each = workload(name)
+    assert bool(report.cells[0].app_settled) == each.works
+    assert bool(report.cells[0].app_merging) == each.works_merging
+
+
+def test_a_missing_module_is_a_skip_with_a_reason():
+    plan = Plan(["imports"], [], 1, 2, MIB, limits=SHORT, options={"modules": ["no_such_module_here"]})
+    cell = run_bench(plan, "test").cells[0]
+    assert (cell.status, cell.reason) == (SKIPPED, "not installed: no_such_module_here")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [("broken-corrupt", "differ"), ("broken-lies", "claims 1024 MiB saved"), ("broken-kills", "died")],
+)
+def test_a_broken_engine_fails_and_gives_no_ratio(broken, reason):
+    report = bench(["arrays"], [broken])
+    assert report.cells[0].status == OK
+    assert report.cells[1].status == FAILED
+    assert reason in report.cells[1].reason
+    row = summarize(report)[1]
+    assert row.failed
+    assert not row.figures
+    assert not pool_processes()
+
+
+def test_the_time_budget_skips_with_a_reason():
+    report = bench(["zeros"], ["layout"], budget_s=0.0)
+    assert [cell.status for cell in report.cells] == [SKIPPED, SKIPPED]
+    assert "time budget" in report.cells[0].reason
+
+
+def test_kernel_ksm_saves_what_is_equal_and_leaves_the_knobs():
+    if reason := engine("ksm").unavailable():
+        pytest.skip(reason)
+    before = ksmknobs.read_all(ksmknobs.KNOBS)
+    report = bench(["arrays"], ["ksm"], size=32)
+    found = report.cells[1]
+    assert (found.status, found.reason) == (OK, "")
+    assert found.before["pss"] - found.total > 0.95 * 32 * MIB
+    assert found.cpu_99_s and found.time_99_s
+    assert found.cpu_99_s <= found.time_99_s * 1.1
+    assert ksmknobs.read_all(ksmknobs.KNOBS) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_prints_what_it_has_and_leaves_nothing(number, tmp_path):
+    """The pool has a session of its own, out of the terminal's reach: the bench ends it."""
+    engines = "layout" if engine("ksm").unavailable() else "ksm"
+    before = ksmknobs.read_all(ksmknobs.KNOBS) if engines == "ksm" else {}
+    command = [
+        sys.executable,
+        "-m",
+        "udedup",
+        "bench",
+        "zeros",
+        "arrays",
+        "--engine",
+        engines,
+        "--size",
+        "64",
+    ]
+    command += ["--workers", "2", "--repeat", "3", "--json", str(tmp_path / "part.json")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen = [process.stderr.readline(), process.stderr.readline()]
+    time.sleep(1.0)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "MiB" in seen[0]
+    assert "The run was interrupted" in out
+    assert "interrupted" in (tmp_path / "part.json").read_text()
+    assert not pool_processes()
+    if before:
+        assert ksmknobs.read_all(ksmknobs.KNOBS) == before

@@ -1,0 +1,36 @@
+"""The command line of `udedup bench`."""
+
+import pytest
+from click.testing import CliRunner
+
+from udedup.cli import main
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["nonsense"], "no workload 'nonsense'; there are: imports"),
+        (["arrays", "--engine", "warp"], "no engine 'warp'; there are: none"),
+        (["arrays", "--plot", "x.gif"], "PNG or SVG"),
+    ],
+)
+def test_bad_input_is_one_line(args, words):
+    done = CliRunner().invoke(main, ["bench", *args])
+    assert done.exit_code == 1
+    assert words in done.output
+    assert done.output.count("\n") == 1
+
+
+def test_list_names_everything():
+    done = CliRunner().invoke(main, ["bench", "--list"])
+    assert done.exit_code == 0
+    for name in ("gunicorn", "forkpool-freeze", "layout+ksm", "udedup-trap"):
+        assert name in done.output
+    assert "broken" not in done.output
+
+
+def test_from_something_else(tmp_path):
+    (tmp_path / "x.json").write_text("[]")
+    done = CliRunner().invoke(main, ["bench", "--from", str(tmp_path / "x.json")])
+    assert done.exit_code == 1
+    assert "give a file that --json wrote" in done.output
