@@ -189,8 +189,9 @@ static uint32_t one_chunk(struct ud__job *j, const struct ud__piece *p)
     if (rest < chunk.npages)
         chunk.npages = (uint32_t)rest;
     uint32_t n = chunk.npages;
-    uint64_t end = at + ((uint64_t)n << ud__page_shift), began = ud__now_us();
+    uint64_t end = at + ((uint64_t)n << ud__page_shift);
     int r = close_chunk(j, at, end);
+    uint64_t began = ud__now_us();
     if (r && j->kind == UD__JOB_UNMERGE) {
         j->cause_begin = cause_of(r);
         return 0;

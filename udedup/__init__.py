@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         settle,
         stats,
     )
+    from udedup.trap import writable
 
 __version__ = "0.1.0"
 
@@ -36,9 +37,10 @@ __all__ = [
     "leave",
     "settle",
     "stats",
+    "writable",
 ]
 
-_HOME = {"Arena": "udedup.arena", "UdedupError": "udedup.errors"}
+_HOME = {"Arena": "udedup.arena", "UdedupError": "udedup.errors", "writable": "udedup.trap"}
 
 
 def __getattr__(name: str) -> object:

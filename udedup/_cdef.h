@@ -231,3 +231,8 @@ int ud_planner_idle(struct ud_planner *p, int64_t now, uint32_t *gids, int cap);
 int ud_planner_compact(struct ud_planner *p, int64_t now);
 
 int ud_planner_quiet(struct ud_planner *p);
+
+/* ---- trap mode: udedup.h ------------------------------------------------------------------------ */
+
+int ud_writable_open(void *addr, size_t len);
+int ud_writable_close(int token);
