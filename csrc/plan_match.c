@@ -221,15 +221,20 @@ static uint32_t match(struct ud_planner *p, struct ud__session *s, uint32_t page
     return to.stable ? match_stable(p, s, page, to, now) : match_pair(p, s, page, to, now);
 }
 
-/* Looks at a block from its page `from` on; the first page, anywhere, that is not dealt with yet. */
-static uint32_t scan_block(struct ud_planner *p, struct ud__session *s, uint32_t block, uint32_t skip, int64_t now)
+/* Pages in front of a block that a match in an earlier one has dealt with already. */
+struct skip {
+    uint32_t from, to;
+};
+
+static void scan_block(struct ud_planner *p, struct ud__session *s, uint32_t block, struct skip *skip, int64_t now)
 {
     uint32_t page = block * UD_BLOCK_PAGES, end = page + UD_BLOCK_PAGES;
-    if (skip > page && skip - page < UD__MAX_EXTENT)
-        page = skip < end ? skip : end;
+    if (page >= skip->from && page < skip->to)
+        page = skip->to < end ? skip->to : end;
     while (page < end)
         page += ud__free_candidate(s, page) ? match(p, s, page, now) : 1;
-    return page > skip ? page : skip;
+    if (page > end)
+        *skip = (struct skip){end, page};
 }
 
 static bool is_due(struct ud__session *s, uint32_t block)
@@ -255,7 +260,8 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, int64_t now)
     if (p->conf.run != 1)
         return 0;
     uint64_t before = pending(p);
-    uint32_t gen = __atomic_load_n(&s->header->gen, __ATOMIC_ACQUIRE), skip = 0;
+    uint32_t gen = __atomic_load_n(&s->header->gen, __ATOMIC_ACQUIRE);
+    struct skip skip = {0, 0};
     ud__ledger_refresh(s);
     bool due = s->again_count && s->again_at <= now, all = s->fresh;
     if (due) {
@@ -268,7 +274,7 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, int64_t now)
         uint32_t block = s->order[o];
         uint32_t raised = __atomic_load_n(&s->heads[block].gen, __ATOMIC_ACQUIRE);
         if ((due && is_due(s, block)) || all || (int32_t)(raised - s->seen_gen) >= 0)
-            skip = scan_block(p, s, block, skip, now);
+            scan_block(p, s, block, &skip, now);
     }
     s->seen_gen = gen;
     s->fresh = false;

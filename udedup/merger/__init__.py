@@ -1,8 +1,11 @@
-"""The merger: one process a domain. It sees digests and never memory; see DESIGN in CONTRIBUTING.md."""
+"""The merger: one process a domain. It sees digests and never memory; see CONTRIBUTING.md."""
 
 
 def main(domain: str, linger: float) -> int:
-    """Serves `domain` until nobody is left for `linger` seconds. Exit status; 0 if another one serves already."""
+    """Serves `domain` until nobody is left for `linger` seconds; returns the exit status.
+
+    0 also if another merger serves the domain already.
+    """
     from udedup.merger.process import serve
 
     return serve(domain, linger)

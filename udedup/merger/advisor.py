@@ -68,12 +68,16 @@ class Advisor:
         by_cpu = int(old * min(2.0, max(0.5, settings["advisor_max_cpu"] / max(self._share, 0.01))))
         if settings["advisor_mode"] == CPU:
             return by_cpu
-        pages = max(self.server.planner.session_counts(agent.sid)["tracked"] for agent in self.server.agents())
+        pages = max(
+            self.server.planner.session_counts(agent.sid)["tracked"] for agent in self.server.agents()
+        )
         rest = settings["sleep_millisecs"] / 1000 * _SLICE_REST
         by_time = int(pages * max(rest, 0.001) / settings["advisor_target_scan_time"])
         return min(by_time, by_cpu) if self._share > settings["advisor_max_cpu"] else by_time
 
     def _cpu_seconds(self) -> float:
-        agents = sum(int(self.server.planner.header(agent.sid).agent_cpu_us) for agent in self.server.agents())
+        agents = sum(
+            int(self.server.planner.header(agent.sid).agent_cpu_us) for agent in self.server.agents()
+        )
         ended = self.server.ended.counts["agent_cpu_us"]
         return (agents + ended) / 1e6 + time.process_time()

@@ -30,11 +30,11 @@ class Control:
             "get": lambda request: server.settings.all(),
             "set": lambda request: server.set_knobs(request.get("knobs")),
             "hold": lambda request: _NOTHING,
-            "kick": lambda request: server.kick() or _NOTHING,
+            "kick": self._kick,
             "leave": self._leave,
             "settle": self._settle,
             "scrub": lambda request: server.scrub(),
-            "shutdown": lambda request: server.stop() or _NOTHING,
+            "shutdown": self._shutdown,
         }
 
     def readable(self) -> None:
@@ -66,6 +66,14 @@ class Control:
         reply = op(request)
         if reply is not None:
             self.reply(reply)
+
+    def _kick(self, _request: dict[str, Any]) -> object:
+        self.server.kick()
+        return _NOTHING
+
+    def _shutdown(self, _request: dict[str, Any]) -> object:
+        self.server.stop()
+        return _NOTHING
 
     def _leave(self, request: dict[str, Any]) -> object:
         self.server.ask_to_leave(request.get("pid"))

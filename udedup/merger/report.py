@@ -65,7 +65,9 @@ class Tally:
         failures = ffi.unpack(header.merge_failures, len(CAUSE_NAMES))
         self.failures = [old + new for old, new in zip(self.failures, failures, strict=True)]
         histogram = list(header.freeze_hist)
-        self.histogram = [old + new for old, new in zip(self.histogram or [0] * len(histogram), histogram, strict=True)]
+        self.histogram = [
+            old + new for old, new in zip(self.histogram or [0] * len(histogram), histogram, strict=True)
+        ]
         self.freeze_max = max(self.freeze_max, int(header.freeze_us_max))
 
     def merge(self, other: "Tally") -> None:
@@ -131,7 +133,10 @@ def _process(server: "Server", agent: Any) -> tuple[dict[str, Any], Tally]:
         "pid": agent.pid,
         "comm": agent.comm,
         **_pages(counts),
-        **{name: tally.counts[name] for name in ("pages_scanned", "pages_skipped", "pages_split", "pages_merged")},
+        **{
+            name: tally.counts[name]
+            for name in ("pages_scanned", "pages_skipped", "pages_split", "pages_merged")
+        },
         "full_scans": int(header.passes),
         "saved_bytes": saved,
         "general_profit": saved - metadata - int(header.vmas_used) * VMA_BYTES,

@@ -57,7 +57,6 @@ class Server:
         self._next_count = 0.0
         self._busy_until = 0.0
         self._next_kick = 0.0
-        self._counted: tuple[dict[str, int], dict[str, int]] | None = None
         self.planner.configure(self.key, self.settings)
 
     # ---- the loop ----
@@ -97,6 +96,7 @@ class Server:
     def _tick(self, now: float) -> None:
         self.planner.scan_due()
         if now < self._busy_until and now >= self._next_count:
+            self._next_count = now + _COUNT_PERIOD
             self.count()
             self._collect()
         self.advisor.tick(now)
@@ -272,9 +272,7 @@ class Server:
 
     def count(self) -> tuple[dict[str, int], dict[str, int]]:
         """Sums over the sessions, and the store, counted now."""
-        self._counted = self.planner.count()
-        self._next_count = time.monotonic() + _COUNT_PERIOD
-        return self._counted
+        return self.planner.count()
 
     def nothing_merged(self) -> bool:
         return self.count()[0]["merged"] == 0

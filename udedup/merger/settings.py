@@ -47,7 +47,7 @@ class Settings:
         return [self._values[knob] for knob in AGENT_DEFAULTS]
 
     def checked(self, changes: object) -> dict[str, int]:
-        """`changes` if all are sound, and nothing is changed yet. Raises UdedupError with cause and remedy."""
+        """`changes` if all are sound; sets nothing yet. Raises UdedupError with cause and remedy."""
         if not isinstance(changes, dict) or not changes:
             raise UdedupError("no knobs given; send {'knobs': {NAME: VALUE}}")
         for knob, value in changes.items():
@@ -55,13 +55,17 @@ class Settings:
                 raise UdedupError(f"no knob {knob!r}; there are: {', '.join(self._values)}")
             low, high = RANGES[knob]
             if type(value) is not int or not low <= value <= high:
-                raise UdedupError(f"bad value {value!r} for {knob}; it takes a whole number from {low} to {high}")
+                raise UdedupError(
+                    f"bad value {value!r} for {knob}; it takes a whole number from {low} to {high}"
+                )
         low, high = (
             changes.get(f"advisor_{end}_pages_to_scan", self._values[f"advisor_{end}_pages_to_scan"])
             for end in ("min", "max")
         )
         if low > high:
-            raise UdedupError("advisor_min_pages_to_scan is above advisor_max_pages_to_scan; set both at once")
+            raise UdedupError(
+                "advisor_min_pages_to_scan is above advisor_max_pages_to_scan; set both at once"
+            )
         return changes
 
     def apply(self, changes: dict[str, int]) -> bool:

@@ -1,0 +1,274 @@
+"""What the planner matches, in which runs, and how a plan that fails ends."""
+
+import os
+import struct
+import time
+
+from fake_agent import PAGE, Bench, FakeProcess, digest, header_of, page, runs, sealed
+
+from udedup.core import lib
+from udedup.merger import wire
+
+HERE = 0x7F0000000000
+THERE = 0x7E0000000000
+
+
+def numbers(first: int, count: int) -> list[bytes]:
+    return [page(first + i) for i in range(count)]
+
+
+def sent(bench: Bench, kind: int) -> list[list[tuple[int, int, int]]]:
+    return [runs(data) for sent_kind, _, data in bench.sent if sent_kind == kind]
+
+
+def test_equal_arrays_become_one_publication_and_one_merge(bench: Bench) -> None:
+    """500 equal pages at different addresses in two processes: one run each, across block borders."""
+    for vaddr in (HERE, THERE + 17 * PAGE):
+        bench.join()[1].write(vaddr, numbers(1, 500))
+    bench.settle()
+    assert sent(bench, wire.PUBLISH) == [[(HERE, 500, 0)]]
+    assert sent(bench, wire.MERGE) == [[(THERE + 17 * PAGE, 500, 0)]]
+    sums, store = bench.count()
+    assert (sums["shared"], sums["sharing"], sums["unshared"]) == (500, 500, 0)
+    assert (store["slots"], store["used"], store["dead"]) == (500, 500, 0)
+
+
+def test_pages_without_a_twin_stay(bench: Bench) -> None:
+    first, second = bench.join()[1], bench.join()[1]
+    first.write(HERE, numbers(1, 100))
+    second.write(HERE, numbers(1001, 100))
+    bench.settle()
+    assert bench.sent == []
+    assert bench.count()[0]["unshared"] == 200
+
+
+def test_volatile_pages_are_no_candidates(bench: Bench) -> None:
+    bench.join()[1].write(HERE, numbers(1, 64), lib.UD_PG_VOLATILE)
+    bench.join()[1].write(HERE, numbers(1, 64))
+    bench.settle()
+    assert bench.sent == []
+    sums = bench.count()[0]
+    assert (sums["pages_volatile"], sums["unshared"]) == (64, 64)
+
+
+def test_eight_sharers_publish_once(bench: Bench) -> None:
+    for _ in range(8):
+        bench.join()[1].write(HERE, numbers(1, 300))
+    bench.settle()
+    assert len(sent(bench, wire.PUBLISH)) == 1
+    assert len(sent(bench, wire.MERGE)) == 7
+    sums, _ = bench.count()
+    assert (sums["shared"], sums["sharing"]) == (300, 2100)
+
+
+def test_duplicates_within_one_process(bench: Bench) -> None:
+    process = bench.join()[1]
+    process.write(HERE, numbers(1, 100))
+    process.write(THERE, numbers(1, 100))
+    bench.settle()
+    sums, store = bench.count()
+    assert (sums["shared"], sums["sharing"], store["slots"]) == (100, 100, 100)
+    assert sum(map(len, sent(bench, wire.MERGE))) == 1
+
+
+def test_late_process_needs_no_publication(bench: Bench) -> None:
+    for _ in range(2):
+        bench.join()[1].write(HERE, numbers(1, 200))
+    bench.settle()
+    bench.sent.clear()
+    bench.join()[1].write(THERE, numbers(1, 200))
+    bench.settle()
+    assert [kind for kind, _, _ in bench.sent] == [wire.MERGE]
+    assert sent(bench, wire.MERGE) == [[(THERE, 200, 0)]]
+
+
+def test_matches_reach_back_over_pages_seen_earlier(bench: Bench) -> None:
+    """The run of the second process starts in the middle of the first's: both ends are found."""
+    bench.join()[1].write(HERE, numbers(1, 60))
+    second = bench.join()[1]
+    second.write(THERE, [page(900), *numbers(10, 30), page(901)])
+    bench.settle()
+    assert sent(bench, wire.PUBLISH) == [[(HERE + 9 * PAGE, 30, 0)]]
+    assert sent(bench, wire.MERGE) == [[(THERE + PAGE, 30, 0)]]
+
+
+def test_long_runs_go_first(bench: Bench) -> None:
+    first, second = bench.join()[1], bench.join()[1]
+    for process, base in ((first, HERE), (second, THERE)):
+        process.write(base, numbers(1, 5))
+        process.write(base + 1024 * PAGE, numbers(100, 200))
+        process.write(base + 4096 * PAGE, numbers(1000, 20))
+    bench.settle()
+    lengths = [npages for plan in sent(bench, wire.PUBLISH) for _, npages, _ in plan]
+    assert lengths == [200, 20, 5]
+
+
+def test_publications_are_bounded(bench: Bench) -> None:
+    """No plan above 16 MiB, no more than 64 MiB before the agents."""
+    pages = 6 * 4096
+    contents = numbers(1, pages)
+    for _ in range(2):
+        bench.join(FakeProcess(capacity=512))[1].write(HERE, contents)
+    for sid, process in bench.processes.items():
+        process.end_pass()
+        bench.planner.scan(sid)
+    first = [plan for plan in bench.planner.plans() if header_of(plan.data)[0] == wire.PUBLISH]
+    assert [sum(n for _, n, _ in runs(plan.data)) for plan in first] == [4096, 4096]
+    assert bench.count()[1]["outstanding_pages"] == 8192
+    assert bench.planner.timer() is not None
+
+
+def test_min_run_leaves_short_runs(bench: Bench) -> None:
+    bench.configure(min_run=16)
+    for process, base in ((bench.join()[1], HERE), (bench.join()[1], THERE)):
+        process.write(base, numbers(1, 8))
+        process.write(base + 1024 * PAGE, numbers(100, 40))
+    bench.settle()
+    assert bench.count()[0]["merged"] == 80
+
+
+def test_run_0_plans_nothing_until_1(bench: Bench) -> None:
+    bench.configure(run=0)
+    for _ in range(2):
+        bench.join()[1].write(HERE, numbers(1, 50))
+    bench.settle()
+    assert bench.sent == []
+    bench.configure(run=1)
+    bench.planner.scan_due()
+    bench.settle()
+    assert bench.count()[0]["merged"] == 100
+
+
+def test_changed_after_the_digest_is_refused_and_forgotten(bench: Bench) -> None:
+    """The waiter's bytes changed but its ledger does not know: compared, refused, nobody harmed."""
+    bench.join()[1].write(HERE, numbers(1, 50))
+    second = bench.join()[1]
+    second.write(THERE, numbers(1, 50))
+    second.memory[THERE + 25 * PAGE] = page(999)
+    bench.settle()
+    assert second.get(THERE + 25 * PAGE)[0] == lib.UD_PG_REFUSED
+    assert bench.count()[0]["merged"] == 99
+
+
+def test_waiter_that_changed_in_time_is_left_out(bench: Bench) -> None:
+    bench.join()[1].write(HERE, numbers(1, 50))
+    second = bench.join()[1]
+    second.write(THERE, numbers(1, 50))
+    for sid, process in bench.processes.items():
+        process.end_pass()
+        bench.planner.scan(sid)
+    second.write(THERE + 20 * PAGE, [page(777)], lib.UD_PG_VOLATILE)
+    bench.settle()
+    assert sent(bench, wire.MERGE) == [[(THERE, 20, 0), (THERE + 21 * PAGE, 29, 21)]]
+
+
+def test_owner_dies_before_it_published(bench: Bench) -> None:
+    """The others find each other instead."""
+    for _ in range(3):
+        bench.join()[1].write(HERE, numbers(1, 50))
+    for sid, process in bench.processes.items():
+        process.end_pass()
+        bench.planner.scan(sid)
+    plans = list(bench.planner.plans())
+    assert len(plans) == 1
+    bench.planner.leave(plans[0].sid)
+    bench.processes.pop(plans[0].sid).close()
+    bench.settle()
+    sums, _ = bench.count()
+    assert (sums["shared"], sums["sharing"]) == (50, 50)
+
+
+def test_owner_that_cannot_publish_is_passed_over(bench: Bench) -> None:
+    for _ in range(3):
+        bench.join()[1].write(HERE, numbers(1, 50))
+    bad = 0
+    for _ in range(300):
+        for sid, process in bench.processes.items():
+            process.end_pass()
+            bench.planner.scan(sid)
+        bench.planner.scan_due()
+        for plan in bench.planner.plans():
+            kind, number = header_of(plan.data)
+            bad = bad or plan.sid
+            if plan.sid == bad and kind == wire.PUBLISH:
+                bench.planner.published(plan.sid, number, 0)
+            elif kind == wire.PUBLISH:
+                fd, _, _ = bench.processes[plan.sid].publish(plan.data)
+                gid, _ = bench.planner.segment(fd)
+                bench.fds[gid] = fd
+                bench.planner.published(plan.sid, number, gid)
+            else:
+                bench.planner.result(
+                    plan.sid, number, *bench.processes[plan.sid].merge(plan.data, bench.fds[plan.gid])
+                )
+        if bench.count()[0]["merged"] >= 100:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the owner that fails blocks the others")
+
+
+def test_answer_to_no_plan_is_told(bench: Bench) -> None:
+    sid, _ = bench.join()
+    assert not bench.planner.published(sid, 77, 0)
+    assert not bench.planner.result(sid, 77, 1, 0)
+
+
+def test_segment_needs_all_seals(bench: Bench) -> None:
+    import fcntl
+
+    fd = sealed(page(1), fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    try:
+        bench.planner.segment(fd)
+    except PermissionError:
+        return
+    finally:
+        os.close(fd)
+    raise AssertionError("an unsealed segment was accepted")
+
+
+def test_adopted_segment_serves_merges(bench: Bench) -> None:
+    """A new merger, a process that already maps a segment, and one that does not."""
+    first, second = FakeProcess(), FakeProcess()
+    fd = sealed(b"".join(numbers(1, 40)))
+    name = os.fstat(fd).st_ino
+    for i in range(40):
+        first.memory[HERE + i * PAGE] = page(1 + i)
+        first.set(HERE + i * PAGE, lib.UD_PG_MERGED, name << 24 | i)
+    second.write(THERE, numbers(1, 40))
+    bench.join(first)
+    bench.join(second)
+    gid, real = bench.planner.segment(fd)
+    bench.fds[gid] = fd
+    assert real == name
+    bench.settle()
+    assert sent(bench, wire.PUBLISH) == []
+    sums, store = bench.count()
+    assert (sums["shared"], sums["sharing"], store["slots"]) == (40, 40, 40)
+    os.close(fd)
+
+
+def test_index_survives_growth_and_stale_entries(bench: Bench) -> None:
+    """20,000 pages seen once and changed, then as many twins: all are found."""
+    first = bench.join()[1]
+    first.write(HERE, numbers(1, 20000))
+    bench.settle()
+    first.write(HERE, numbers(100001, 20000))
+    bench.join()[1].write(THERE, numbers(100001, 20000))
+    bench.settle()
+    assert bench.count()[0]["merged"] == 40000
+
+
+def test_metadata_is_within_its_bound(bench: Bench) -> None:
+    """Ledger 9.25 bytes a page and ours: at most 24 together, unique pages being the worst case."""
+    count = 40000
+    bench.join()[1].write(HERE, numbers(1, count))
+    bench.join()[1].write(HERE, numbers(1_000_000, count))
+    bench.settle()
+    sums, store = bench.count()
+    assert sums["unshared"] == 2 * count
+    assert store["metadata_bytes"] / (2 * count) + 9.25 <= 24
+
+
+def test_digests_are_what_the_agent_computes() -> None:
+    assert digest(page(5)) == digest(page(5)) != digest(page(6))
+    assert struct.unpack_from("=Q", page(5))[0] == 5
