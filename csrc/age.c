@@ -23,7 +23,17 @@ static void zero_add(uint64_t page)
     p->zero[p->zeros++] = (struct ud__range){.start = page, .end = page + ud__page};
 }
 
-static void age_block(uint32_t block)
+/* A program that writes a lot (it imports, it fills its arrays) is let be: what it left alone for a pass it may
+ * write in the next, and merging that would be torn up again at once. Then a page has to be a second old. */
+static int ripe(uint8_t state, int calm)
+{
+    if ((state & UD__PARITY) == ud__parity())
+        return 0;
+    uint8_t age = (uint8_t)((ud__epoch() - state) >> UD__EPOCH_SHIFT & 3);
+    return calm || age >= 2;
+}
+
+static void age_block(uint32_t block, int calm)
 {
     struct ud__ledger *l = &ud__a.ledger;
     size_t base = (size_t)block * UD_BLOCK_PAGES;
@@ -33,7 +43,7 @@ static void age_block(uint32_t block)
         if ((s & UD_PG_MASK) != UD_PG_VOLATILE)
             continue;
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift);
-        if ((s & UD__PARITY) == ud__parity()) {
+        if (!ripe(s, calm)) {
             young = 1;
             continue;
         }
@@ -52,9 +62,10 @@ static void age_block(uint32_t block)
 static void age(void)
 {
     struct ud__ledger *l = &ud__a.ledger;
+    int calm = ud__pass.written < 64 || ud__pass.written < (ud__pass.space.bytes >> ud__page_shift) / 128;
     for (uint32_t block = 0; block < l->hdr->block_count; block++)
         if (l->heads[block].vaddr && (l->heads[block].flags & UD__BLOCK_YOUNG))
-            age_block(block);
+            age_block(block, calm);
     if (ud__pass.zeros)
         ud__plan_zero(ud__pass.zero, ud__pass.zeros);
     ud__pass.zeros = 0;

@@ -13,6 +13,8 @@
 UD_HIDDEN size_t ud__page = 4096;
 UD_HIDDEN unsigned ud__page_shift = 12;
 
+#define HINT_START 0x200000000000ull
+#define HINT_END 0x400000000000ull
 #define OWN_MAX 128
 static struct own {
     _Atomic uint64_t start, end;
@@ -79,10 +81,20 @@ void ud__own_reset(void)
     }
 }
 
+uint64_t ud__hint(size_t bytes)
+{
+    static _Atomic uint64_t next = HINT_START;
+    uint64_t step = (bytes + 2 * ud__page - 1) & ~(uint64_t)(ud__page - 1); /* a gap: mappings do not join */
+    uint64_t at = atomic_fetch_add(&next, step);
+    if (at > HINT_END)
+        atomic_store(&next, HINT_START);
+    return at;
+}
+
 void *ud__alloc(size_t bytes)
 {
     bytes = (bytes + ud__page - 1) & ~(ud__page - 1);
-    long p = ud__sys(__NR_mmap, 0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    long p = ud__sys(__NR_mmap, ud__hint(bytes), bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (ud__is_err(p))
         return NULL;
     ud__sys(__NR_madvise, p, bytes, MADV_DONTFORK);

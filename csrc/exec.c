@@ -180,7 +180,7 @@ static void report(const struct ud__job *j, struct ud_msg_result *res)
 static const char *map_segment(int fd, uint32_t npages)
 {
     size_t len = (size_t)npages << ud__page_shift;
-    long p = ud__sys(__NR_mmap, 0, len, PROT_READ, MAP_SHARED, fd, 0);
+    long p = ud__sys(__NR_mmap, ud__hint(len), len, PROT_READ, MAP_SHARED, fd, 0);
     if (ud__is_err(p))
         return NULL;
     ud__sys(__NR_madvise, p, len, MADV_DONTFORK);

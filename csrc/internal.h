@@ -28,6 +28,8 @@ extern UD_HIDDEN unsigned ud__page_shift;
 void ud__base_init(void) UD_HIDDEN;
 uint64_t ud__now_us(void) UD_HIDDEN;    /* CLOCK_MONOTONIC */
 void ud__sleep_us(uint64_t us) UD_HIDDEN;
+/* Where to ask for a mapping of our own: far from the program's, so that a pool's shared layout stays shared. */
+uint64_t ud__hint(size_t bytes) UD_HIDDEN;
 /* Memory of the agent's own: never merged, not inherited by fork. NULL when there is none. */
 void *ud__alloc(size_t bytes) UD_HIDDEN;
 void ud__free(void *p, size_t bytes) UD_HIDDEN;

@@ -97,7 +97,7 @@ static _Atomic uint32_t *entry(uint64_t addr, int make)
     leaf *_Atomic *at = &root[addr >> LEAF_BITS];
     leaf *l = atomic_load_explicit(at, memory_order_acquire);
     if (!l && make) {
-        long p = ud__sys(__NR_mmap, 0, sizeof *l, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        long p = ud__sys(__NR_mmap, ud__hint(sizeof *l), sizeof *l, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (ud__is_err(p))
             return NULL;
         ud__sys(__NR_madvise, p, sizeof *l, MADV_DONTDUMP); /* joins no mapping of the program */
@@ -249,16 +249,6 @@ static void *copy_to(void *fresh, void *old, uint64_t pages, size_t bytes)
     return fresh;
 }
 
-/* A block moved into a gigabyte that no table can be had for: it goes to the malloc behind us. */
-static void *leave_table(void *p, uint64_t pages, size_t bytes)
-{
-    void *fresh = behind()->malloc(bytes);
-    if (fresh)
-        memcpy(fresh, p, bytes);
-    unmap((uint64_t)p, pages);
-    return fresh;
-}
-
 /* Blocks of the malloc behind us: libc would resize a mapped one by an mremap that we cannot see. */
 static int resize_would_show(void *p, size_t *have)
 {
@@ -267,30 +257,40 @@ static int resize_would_show(void *p, size_t *have)
     return ud__merged_any((uint64_t)p & ~(uint64_t)(ud__page - 1), (uint64_t)p + *have);
 }
 
-/* By mremap while nothing in it is merged; by copying otherwise. */
+/* Moves the contents into a block of another size: page tables while nothing is merged, bytes otherwise. Where the
+ * new block lies must not depend on that, or the workers of a pool would drift apart in layout. */
+static void *block_move(void *p, uint64_t pages, size_t bytes)
+{
+    uint64_t from = (uint64_t)p, want = (bytes + ud__page - 1) >> ud__page_shift;
+    uint64_t len = (pages < want ? pages : want) << ud__page_shift;
+    char *fresh = block_new(bytes, 0);
+    if (!fresh)
+        return NULL;
+    ud__busy_enter();
+    long r = -EFAULT;
+    if (!ud__merged_any(from, from + (pages << ud__page_shift)) && !ud__merged_any((uint64_t)fresh, (uint64_t)fresh + len))
+        r = ud__sys(__NR_mremap, p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, fresh);
+    ud__busy_leave();
+    if (ud__is_err(r))
+        memcpy(fresh, p, len);
+    atomic_store(entry(from, 0), 0);
+    unmap(from, pages);
+    return fresh;
+}
+
 static void *block_resize(void *p, uint64_t pages, size_t bytes)
 {
-    uint64_t want = (bytes + ud__page - 1) >> ud__page_shift, addr = (uint64_t)p;
+    uint64_t want = (bytes + ud__page - 1) >> ud__page_shift;
     if (want == pages || (want < pages && want >= pages - pages / 8))
         return p;
-    if (bytes >= LARGE && bytes <= (1ull << 46)) {
-        ud__busy_enter();
-        long r = -EFAULT;
-        if (!ud__merged_any(addr, addr + (pages << ud__page_shift)))
-            r = ud__sys(__NR_mremap, p, pages << ud__page_shift, want << ud__page_shift, MREMAP_MAYMOVE);
-        if (!ud__is_err(r)) {
-            atomic_store(entry(addr, 0), 0);
-            _Atomic uint32_t *e = entry((uint64_t)r, 1);
-            if (e)
-                atomic_store(e, (uint32_t)want);
-            ud__busy_leave();
-            ud__note_growth(((int64_t)want - (int64_t)pages) * (int64_t)ud__page);
-            return e ? (void *)r : leave_table((void *)r, want, bytes);
-        }
-        ud__busy_leave();
-        return copy_to(block_new(bytes, 0), p, pages, bytes);
+    if (bytes < LARGE)
+        return copy_to(behind()->malloc(bytes), p, pages, bytes);
+    if (want < pages) { /* the tail goes, merged or not */
+        atomic_store(entry((uint64_t)p, 0), (uint32_t)want);
+        unmap((uint64_t)p + (want << ud__page_shift), pages - want);
+        return p;
     }
-    return copy_to(behind()->malloc(bytes), p, pages, bytes);
+    return block_move(p, pages, bytes);
 }
 
 /* ---- the interposed calls ---------------------------------------------------------------------------------------------------------- */

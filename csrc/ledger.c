@@ -46,7 +46,7 @@ static int map_file(struct ud__ledger *l, uint32_t capacity)
     long r = ud__sys(__NR_ftruncate, l->fd, size);
     if (r < 0)
         return (int)r;
-    long p = ud__sys(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED, l->fd, 0);
+    long p = ud__sys(__NR_mmap, ud__hint(size), size, PROT_READ | PROT_WRITE, MAP_SHARED, l->fd, 0);
     if (ud__is_err(p))
         return (int)p;
     ud__sys(__NR_madvise, p, size, MADV_DONTFORK);

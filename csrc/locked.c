@@ -56,7 +56,7 @@ static void take_line(struct reading *r, const char *s)
         r->start = ud__get_hex(&s);
         s++;
         r->end = ud__get_hex(&s);
-        r->plain = s[1] == 'r' && s[2] == 'w' && s[4] == 'p';
+        r->plain = s[1] == 'r' && s[2] == 'w' && s[4] == 'p' && !ud__own_overlaps(r->start, r->end);
     } else if (r->plain && __builtin_memcmp(s, "VmFlags:", 8) == 0) {
         for (s += 8; s[0] == ' ' && s[1] && s[1] != '\n'; s += 3)
             if (flag_keeps_out(s + 1)) {

@@ -103,7 +103,7 @@ void ud__merged_clear(uint64_t start, uint64_t end)
 
 static struct table *table_new(size_t cap)
 {
-    long p = ud__sys(__NR_mmap, 0, table_bytes(cap), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    long p = ud__sys(__NR_mmap, ud__hint(table_bytes(cap)), table_bytes(cap), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (ud__is_err(p))
         return NULL;
     struct table *t = (struct table *)p;

@@ -5,15 +5,18 @@
 #include "space.h"
 
 #define UD__PARITY 8u     /* in a VOLATILE page's state: odd or even pass set it */
+#define UD__EPOCH_SHIFT 4 /* and two bits of the second it was set in */
 #define UD__BLOCK_YOUNG 1u /* in a block head's flags: it has VOLATILE pages to age */
 
 struct ud__pass {
     struct ud__space space;
     uint64_t number;      /* of this pass */
+    uint64_t began_us;
     uint64_t at;          /* cursor */
     uint64_t signature;   /* of the space at the last resync */
     uint64_t zero_digest;
     uint64_t changed;     /* pages in this slice */
+    uint64_t written;     /* pages in this pass */
     int phase;
     int force_resync;
     struct ud__range zero[256]; /* zero pages that have earned giving back */
@@ -22,6 +25,7 @@ struct ud__pass {
 extern UD_HIDDEN struct ud__pass ud__pass;
 
 static inline uint8_t ud__parity(void) { return ud__pass.number & 1 ? UD__PARITY : 0; }
+static inline uint8_t ud__epoch(void) { return (uint8_t)((ud__pass.began_us >> 20 & 3) << UD__EPOCH_SHIFT); }
 
 /* Digests what may be merged in [start, end) and notes it. 0 or -errno. (scan.c) */
 int ud__pass_take(uint64_t start, uint64_t end, int written) UD_HIDDEN;

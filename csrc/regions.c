@@ -40,7 +40,12 @@ static void unlock(uint64_t before)
     ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, 8);
 }
 
-void ud__region_forked(void) { atomic_store(&lock_word, 0); }
+void ud__region_forked(void)
+{
+    atomic_store(&lock_word, 0);
+    if (atomic_load(&ud__region_gen) & 1) /* another thread was changing it: its copy ended there */
+        atomic_fetch_add(&ud__region_gen, 1);
+}
 
 static int append(int n, uint64_t start, uint64_t end, int kind)
 {
@@ -78,6 +83,7 @@ int ud__region_mark(uint64_t start, uint64_t end, int kind)
     int r = 0;
     ud__busy_enter();
     uint64_t mask = lock();
+    atomic_fetch_add(&ud__region_gen, 1); /* odd: being changed */
     int n = compose(start, end, kind);
     if (n < 0) {
         r = -ENOMEM;
@@ -93,17 +99,9 @@ int ud__region_mark(uint64_t start, uint64_t end, int kind)
     return r;
 }
 
-void ud__region_unmap(uint64_t start, uint64_t end)
+/* The first region that ends above `start`: its index, or the count. */
+static int first_above(uint64_t start)
 {
-    if (atomic_load_explicit(&count, memory_order_relaxed))
-        ud__region_mark(start, end, 0);
-}
-
-/* No lock: called by a holder (nobody is inside), or by the agent, whose answer a holder checks again. */
-int ud__region_allows(uint64_t start, uint64_t *end, int advised)
-{
-    if (atomic_load(&nothing_allowed))
-        return 0;
     int lo = 0, hi = atomic_load(&count);
     while (lo < hi) {
         int mid = (lo + hi) / 2;
@@ -112,7 +110,28 @@ int ud__region_allows(uint64_t start, uint64_t *end, int advised)
         else
             hi = mid;
     }
-    int kind = 0;
+    return lo;
+}
+
+/* Most unmapped memory bears no mark: that is told without the lock, if nobody marked meanwhile. */
+void ud__region_unmap(uint64_t start, uint64_t end)
+{
+    if (atomic_load_explicit(&count, memory_order_relaxed) == 0)
+        return;
+    unsigned gen = atomic_load(&ud__region_gen);
+    int i = first_above(start);
+    int touched = i < atomic_load(&count) && list[i].start < end;
+    atomic_thread_fence(memory_order_acquire);
+    if (touched || gen & 1 || gen != atomic_load(&ud__region_gen))
+        ud__region_mark(start, end, 0);
+}
+
+/* No lock: called by a holder (nobody is inside), or by the agent, whose answer a holder checks again. */
+int ud__region_allows(uint64_t start, uint64_t *end, int advised)
+{
+    if (atomic_load(&nothing_allowed))
+        return 0;
+    int lo = first_above(start), kind = 0;
     if (lo < atomic_load(&count)) {
         uint64_t edge = list[lo].start > start ? list[lo].start : list[lo].end;
         kind = list[lo].start > start ? 0 : list[lo].kind;

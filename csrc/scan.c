@@ -49,11 +49,11 @@ static void judge(uint64_t page, uint64_t digest, int written)
     if (old == UD_PG_MERGED)
         ud__a.ledger.hdr->pages_split++;
     int same = entry == digest && (old == UD_PG_VOLATILE || old == UD_PG_STABLE || old == UD_PG_REFUSED);
-    if (written || !same)
-        set(page, UD_PG_VOLATILE | ud__parity(), digest);
-    else if (old == UD_PG_VOLATILE && (digest != ud__pass.zero_digest || !ud__a.knobs.use_zero_pages))
-        set(page, UD_PG_STABLE, digest);
-    /* an untracked zero page stays VOLATILE, with the parity of an earlier pass: age.c gives it back */
+    if (written || !same) {
+        set(page, (uint8_t)(UD_PG_VOLATILE | ud__parity() | ud__epoch()), digest);
+        ud__pass.written++;
+    }
+    /* an untracked page that stayed the same keeps the marks of an earlier pass: age.c promotes it */
 }
 
 int ud__pass_flush(void)
@@ -177,6 +177,8 @@ static int begin(void)
     if (r)
         return r;
     ud__pass.number++;
+    ud__pass.began_us = ud__now_us();
+    ud__pass.written = 0;
     ud__pass.zero_digest = ud__zero_digest();
     ud__pass.at = 0;
     ud__pass.phase = WRITTEN;

@@ -19,6 +19,7 @@
 #include "trap.h"
 
 #define TABLE_BYTES (sizeof(struct ud_split_header) + UD_SPLIT_SITES * sizeof(struct ud_split_site))
+#define DEAD_MAX 64
 static struct ud_split_header *_Atomic table;
 
 static struct ud_split_site *sites_of(struct ud_split_header *h)
@@ -26,14 +27,44 @@ static struct ud_split_site *sites_of(struct ud_split_header *h)
     return (struct ud_split_site *)(h + 1);
 }
 
+static long map_table(int flags, long fd)
+{
+    return ud__sys(__NR_mmap, ud__hint(TABLE_BYTES), TABLE_BYTES, PROT_READ | PROT_WRITE, flags, fd, 0);
+}
+
+/* Reports outlive their processes; beyond DEAD_MAX of them in a directory the rest goes. */
+static void make_room(const char *path)
+{
+    char dir[160], buf[2048];
+    size_t n = 0, slash = 0, dead = 0;
+    for (; path[n] && n < sizeof dir - 1; n++)
+        if ((dir[n] = path[n]) == '/')
+            slash = n;
+    dir[slash] = 0;
+    long got, fd = ud__sys(__NR_openat, AT_FDCWD, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    while (fd >= 0 && (got = ud__sys(__NR_getdents64, fd, buf, sizeof buf)) > 0)
+        for (long at = 0; at < got;) {
+            const char *name = buf + at + 19, *s = name;
+            uint16_t reclen;
+            __builtin_memcpy(&reclen, buf + at + 16, 2);
+            at += reclen;
+            uint64_t pid = ud__get_dec(&s);
+            if (pid && !*s && ud__sys(__NR_kill, pid, 0) == -ESRCH && ++dead > DEAD_MAX)
+                ud__sys(__NR_unlinkat, fd, name, 0);
+        }
+    if (fd >= 0)
+        ud__sys(__NR_close, fd);
+}
+
 static long map_file(const char *path)
 {
+    make_room(path);
     long fd = ud__sys(__NR_openat, AT_FDCWD, path, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return fd;
     long r = ud__sys(__NR_fallocate, fd, 0, 0, TABLE_BYTES);
     if (!r)
-        r = ud__sys(__NR_mmap, 0, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        r = map_table(MAP_SHARED, fd);
     ud__sys(__NR_close, fd);
     return r;
 }
@@ -43,7 +74,7 @@ int ud__splits_open(const char *path)
     long p = path ? map_file(path) : -ENOENT;
     int result = path && ud__is_err(p) ? (int)p : 0;
     if (ud__is_err(p))
-        p = ud__sys(__NR_mmap, 0, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        p = map_table(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
     if (ud__is_err(p))
         return (int)p;
     struct ud_split_header *h = (struct ud_split_header *)p;

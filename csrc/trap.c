@@ -448,7 +448,8 @@ static int make_life(void)
 {
     if (atomic_load(&life) != &no_life)
         return 0;
-    long p = ud__sys(__NR_mmap, 0, ud__page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    long p = ud__sys(__NR_mmap, ud__hint(ud__page), ud__page, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (ud__is_err(p))
         return (int)p;
     long r = ud__sys(__NR_madvise, p, ud__page, MADV_WIPEONFORK);

@@ -127,7 +127,8 @@ static int close_chunk(struct ud__job *j, uint64_t at, uint64_t end)
 static int merged_here(const struct ud__job *j, uint64_t page, uint32_t slot)
 {
     uint64_t entry = 0;
-    return (ud__page_state(j->ledger, page, &entry) & UD_PG_MASK) == UD_PG_MERGED && entry == UD_SLOT_REF(j->segment, slot);
+    return (ud__page_state(j->ledger, page, &entry) & UD_PG_MASK) == UD_PG_MERGED &&
+           entry == UD_SLOT_REF(j->segment, slot);
 }
 
 /* Ends the window over a merged chunk, run by run of pages that fared alike. */

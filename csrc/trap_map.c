@@ -43,7 +43,8 @@ static int make_leaf(uint64_t i)
     struct ud__trap_cell *none = NULL;
     if (atomic_load(&directory[i]))
         return 0;
-    long p = ud__sys(__NR_mmap, 0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    long p = ud__sys(__NR_mmap, ud__hint(bytes), bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (ud__is_err(p))
         return (int)p;
     if (!atomic_compare_exchange_strong(&directory[i], &none, (struct ud__trap_cell *)p))

@@ -19,7 +19,7 @@ static long map_plain(uint64_t at, uint64_t len, int fixed)
 
 static int unmerge_chunk(uint64_t at, uint64_t len)
 {
-    long scratch = map_plain(0, len, 0);
+    long scratch = map_plain(ud__hint(len), len, 0);
     if (ud__is_err(scratch))
         return (int)scratch;
     __builtin_memcpy((void *)scratch, (const void *)at, len);
