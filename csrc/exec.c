@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "internal.h"
+#include "trap.h"
 
 #define PIECES_MAX UD_MSG_MAX_RUNS
 #define TRIES 6
@@ -41,8 +42,9 @@ void ud__note_cause(int cause, uint64_t pages)
     struct ud_ledger_header *h = ud__a.ledger.hdr;
     h->merge_failures[cause] += pages;
     char *at = h->cause_text;
-    if (cause >= UD_CAUSE_VMAS && cause_words[cause])
-        ud__put_str(at, at + sizeof h->cause_text, cause_words[cause]);
+    const char *words = cause == UD_CAUSE_HOLD_REFUSED && ud__trap_active() ? ud__trap_refusal() : cause_words[cause];
+    if (cause >= UD_CAUSE_VMAS && words)
+        ud__put_str(at, at + sizeof h->cause_text, words);
 }
 
 static void note_pause(uint64_t us)
@@ -114,7 +116,7 @@ static void run_batches(struct ud__job *j)
         tries = TRIES;
     }
     while (j->done < j->npieces && tries < TRIES) {
-        if ((cause = wait_for_calm()) >= 0)
+        if (!ud__trap_active() && (cause = wait_for_calm()) >= 0)
             break;
         uint64_t kb = ud__locked_kb(ud__a.pid);
         if (kb != j->vmlck)

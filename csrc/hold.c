@@ -201,12 +201,12 @@ static void look_at_registers(struct ud__hold *h)
         t->sp = regs.sp;
 #if defined(__x86_64__)
         t->tls = regs.fs_base;
-        /* A signal of the program's own would have pushed its frame by now: ax would be the handler's. close is
-         * left alone: Linux has closed the descriptor even when it says EINTR. */
+        /* As the kernel itself says it: start the call again, unless a signal of the program's is to be handled (even
+         * one that comes between here and our letting go): then it is EINTR after all. close is left alone: Linux has
+         * closed the descriptor even when it says EINTR. */
         if (UD__GUARD_ON(UD__GUARD_EINTR) && (long)regs.orig_ax >= 0 && (long)regs.ax == -EINTR &&
             regs.orig_ax != __NR_close) {
-            regs.ax = regs.orig_ax;
-            regs.ip -= 2;
+            regs.ax = (unsigned long)-514l; /* ERESTARTNOHAND */
             if (pt(PT_SETREGSET, t->tid, 1, &iov) == 0)
                 h->repairs++;
         }

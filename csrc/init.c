@@ -15,6 +15,13 @@
 
 #ifdef UD_TEST
 UD_HIDDEN unsigned ud__guards_off;
+static uint64_t gap_us;
+
+void ud__test_gap(void)
+{
+    if (gap_us)
+        ud__sleep_us(gap_us);
+}
 
 static void read_guards(const char *list)
 {
@@ -59,6 +66,7 @@ __attribute__((constructor)) static void come_up(void)
     ud__fork_init();
 #ifdef UD_TEST
     read_guards(getenv("UDEDUP_TEST_GUARDS"));
+    gap_us = getenv("UDEDUP_TEST_DELAY_US") ? strtoull(getenv("UDEDUP_TEST_DELAY_US"), NULL, 10) : 0;
 #endif
     ud__a.preloaded = in_front_of_libc();
     ud__a.advised = regions && strcmp(regions, "advised") == 0;

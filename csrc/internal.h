@@ -53,8 +53,10 @@ enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE =
 #ifdef UD_TEST
 extern UD_HIDDEN unsigned ud__guards_off;
 #define UD__GUARD_ON(g) (!(ud__guards_off & (g)))
+void ud__test_gap(void) UD_HIDDEN; /* sleeps UDEDUP_TEST_DELAY_US where a missing guard leaves a gap */
 #else
 #define UD__GUARD_ON(g) 1
+#define ud__test_gap() ((void)0)
 #endif
 
 /* ---- vma.c: the mappings of this process ----------------------------------------------------------- */

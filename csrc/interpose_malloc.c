@@ -266,10 +266,11 @@ static void *block_move(void *p, uint64_t pages, size_t bytes)
     char *fresh = block_new(bytes, 0);
     if (!fresh)
         return NULL;
+    /* The old range stays mapped, empty, until unmap: else another thread's mapping could be there by then. */
     ud__busy_enter();
     long r = -EFAULT;
     if (!ud__merged_any(from, from + (pages << ud__page_shift)) && !ud__merged_any((uint64_t)fresh, (uint64_t)fresh + len))
-        r = ud__sys(__NR_mremap, p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, fresh);
+        r = ud__sys(__NR_mremap, p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | 4 /* MREMAP_DONTUNMAP */, fresh);
     ud__busy_leave();
     if (ud__is_err(r))
         memcpy(fresh, p, len);

@@ -22,6 +22,7 @@
 #include <sys/types.h>
 
 #include "internal.h"
+#include "trap.h"
 
 #ifndef PR_SET_MEMORY_MERGE
 #define PR_SET_MEMORY_MERGE 67
@@ -41,6 +42,13 @@ static long out(long r)
 
 static uint64_t up(uint64_t n) { return (n + ud__page - 1) & ~(uint64_t)(ud__page - 1); }
 
+/* Inside busy, before a call on [start, end): no window of the trap is over it then, and its protection is forgotten. */
+static void settle(uint64_t start, uint64_t len)
+{
+    if (UD_UNLIKELY(atomic_load_explicit(&ud__trap_on, memory_order_acquire)))
+        ud__trap_settle(start, start + len);
+}
+
 static int ever(void) { return UD_UNLIKELY(atomic_load_explicit(&ud__merged_ever, memory_order_acquire)); }
 
 static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
@@ -48,6 +56,7 @@ static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t 
     int replaces = flags & MAP_FIXED && !(flags & 0x100000 /* MAP_FIXED_NOREPLACE */);
     if (UD_UNLIKELY(replaces)) {
         ud__busy_enter();
+        settle((uint64_t)addr, len);
         long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
         if (!ud__is_err(r)) {
             ud__region_unmap((uint64_t)r, up((uint64_t)r + len));
@@ -76,6 +85,7 @@ UD_API void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t
 UD_API int munmap(void *addr, size_t len)
 {
     ud__busy_enter();
+    settle((uint64_t)addr, len);
     long r = ud__sys(__NR_munmap, addr, len);
     if (r == 0) {
         ud__region_unmap((uint64_t)addr, up((uint64_t)addr + len));
@@ -98,6 +108,7 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
     for (int tries = 0; tries < 8; tries++) {
         ud__busy_enter();
         int merged = ud__merged_any(addr, addr + up(old_len));
+        ud__test_gap();
         long r = merged ? -EFAULT : ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
         if (!ud__is_err(r) && !merged && flags & MREMAP_FIXED)
             ud__merged_clear((uint64_t)r, (uint64_t)r + up(new_len));
@@ -122,6 +133,11 @@ UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
         to = va_arg(ap, void *);
         va_end(ap);
     }
+    if (UD_UNLIKELY(atomic_load(&ud__trap_on))) { /* the kernel and we take pieces for one mapping when all are writable */
+        ud__trap_open((uint64_t)addr, (uint64_t)addr + up(old_len));
+        if (flags & MREMAP_FIXED)
+            settle((uint64_t)to, new_len);
+    }
     if (ever() && moves_or_grows(old_len, new_len, flags))
         return (void *)out(remap_across((uint64_t)addr, old_len, new_len, flags, to));
     ud__busy_enter();
@@ -141,8 +157,11 @@ static long advise_discard(uint64_t start, uint64_t end, int advice)
 {
     long r = 0;
     ud__busy_enter();
+    if (UD_UNLIKELY(atomic_load(&ud__trap_on)))
+        ud__trap_open(start, end);
     if (ever() && ud__merged_any(start, end))
         r = ud__discard_range(start, end);
+    ud__test_gap();
     if (r == 0)
         r = ud__sys(__NR_madvise, start, end - start, advice);
     ud__busy_leave();
@@ -180,6 +199,17 @@ static long do_madvise(uint64_t start, uint64_t end, int advice)
     default:
         return ud__sys(__NR_madvise, start, end - start, advice);
     }
+}
+
+UD_API int mprotect(void *addr, size_t len, int prot)
+{
+    if (UD_LIKELY(!atomic_load_explicit(&ud__trap_on, memory_order_acquire)))
+        return (int)out(ud__sys(__NR_mprotect, addr, len, prot));
+    ud__busy_enter();
+    settle((uint64_t)addr, len);
+    long r = ud__sys(__NR_mprotect, addr, len, prot);
+    ud__busy_leave();
+    return (int)out(r);
 }
 
 UD_API int madvise(void *addr, size_t len, int advice)

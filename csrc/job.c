@@ -9,6 +9,7 @@
 #include <signal.h>
 
 #include "internal.h"
+#include "trap.h"
 
 static atomic_int job_lock;
 static char job_stack[UD__STACK_BYTES] __attribute__((aligned(64)));
@@ -96,15 +97,20 @@ static void holder_main(void *arg)
 int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
 {
     uint64_t all = ~0ull, before;
+    int trap = ud__trap_active() && (j->kind == UD__JOB_MERGE || j->kind == UD__JOB_ZERO || j->kind == UD__JOB_UNMERGE);
+    if (trap)
+        ud__trap_job_prepare(j);
     ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
     lock();
     int r = -ENOMEM;
-    if (!held_table)
+    j->cause_begin = -1;
+    j->maps.fd = -1;
+    j->hold.pid = (int)ud__sys(__NR_getpid);
+    if (!held_table && !trap)
         held_table = ud__alloc(UD__HOLD_MAX * sizeof *held_table);
-    if (held_table) {
-        j->cause_begin = -1;
-        j->maps.fd = -1;
-        j->hold.pid = (int)ud__sys(__NR_getpid);
+    if (trap) {
+        r = ud__trap_job(j);
+    } else if (held_table) {
         j->hold.spare_tid = spare_tid;
         j->hold.t = held_table;
         r = ud__helper_run(holder_main, j, share_files, job_stack + sizeof job_stack);

@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "link.h"
+#include "trap.h"
 
 static char *inbox; /* UD_MSG_MAX */
 
@@ -149,6 +150,7 @@ static int take_welcome(void)
     ud__a.key[1] = w->key[1];
     ud__a.have_key = 1;
     ud__a.knobs = w->knobs;
+    ud__trap_apply(&ud__a.knobs);
     return 0;
 }
 
@@ -181,6 +183,7 @@ static void new_knobs(const struct ud_knobs *k)
 {
     uint32_t before = ud__a.knobs.run;
     ud__a.knobs = *k;
+    ud__trap_apply(k);
     if (k->run == 2 && before != 2)
         ud__plan_unmerge(NULL, 0);
 }

@@ -75,6 +75,7 @@ static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, u
         ud__job_refuse(j, n, UD_CAUSE_VMAS);
         return;
     }
+    ud__test_gap();
     if (UD__GUARD_ON(UD__GUARD_BITFIRST))
         ud__merged_set(at, at + len);
     long r = ud__sys(__NR_mmap, at, len, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE, j->segfd,

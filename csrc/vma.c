@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 
 #include "internal.h"
+#include "trap.h"
 
 struct procmap_query { /* linux/fs.h of 6.11 */
     uint64_t size, query_flags, query_addr;
@@ -23,7 +24,7 @@ struct procmap_query { /* linux/fs.h of 6.11 */
 static int query(int fd, uint64_t addr, struct ud__vma *out)
 {
     struct procmap_query q = {.size = sizeof q, .query_addr = addr};
-    q.query_flags = QUERY_WRITABLE | QUERY_COVERING_OR_NEXT;
+    q.query_flags = QUERY_COVERING_OR_NEXT | (atomic_load(&ud__trap_on) ? 0 : QUERY_WRITABLE);
     long r = ud__sys(__NR_ioctl, fd, PROCMAP_QUERY_IOCTL, &q);
     if (r < 0)
         return (int)r;
@@ -75,6 +76,14 @@ static int list_grow(struct ud__maps *m)
     return 0;
 }
 
+/* Read-only by our own doing: to the program, and to all of us, it is writable. */
+static void see_through_the_trap(struct ud__vma *v)
+{
+    uint32_t kind = v->flags & (UD__VMA_R | UD__VMA_W | UD__VMA_X | UD__VMA_SHARED);
+    if (kind == UD__VMA_R && atomic_load(&ud__trap_on) && ud__trap_held(v->start))
+        v->flags |= UD__VMA_W;
+}
+
 static int has_newline(const char *s, const char *end)
 {
     while (s < end)
@@ -103,6 +112,7 @@ int ud__maps_refresh(struct ud__maps *m)
         while (has_newline(s, buf + fill)) {
             struct ud__vma v;
             s = parse_line(s, &v);
+            see_through_the_trap(&v);
             if (!(v.flags & UD__VMA_W))
                 continue;
             if (m->count == m->cap && list_grow(m))
@@ -143,8 +153,15 @@ void ud__maps_close(struct ud__maps *m)
 
 int ud__maps_find(struct ud__maps *m, uint64_t addr, struct ud__vma *out)
 {
-    if (m->query)
-        return query(m->fd, addr, out);
+    while (m->query) {
+        int r = query(m->fd, addr, out);
+        if (r)
+            return r;
+        see_through_the_trap(out);
+        if (out->flags & UD__VMA_W)
+            return 0;
+        addr = out->end;
+    }
     size_t lo = 0, hi = m->count;
     while (lo < hi) {
         size_t mid = (lo + hi) / 2;
