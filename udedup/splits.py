@@ -49,11 +49,12 @@ class Site:
 
     @property
     def symbol(self) -> str:
-        """Name of the function that wrote, as `symbol (module)`."""
+        """The function that wrote, as `name (module)`, or `module+offset` where the file does not name it."""
         if not self.module:
             return hex(self.ip)
-        name = symbol_at(Path(self.module), self.offset) or f"+{self.offset:#x}"
-        return f"{name} ({Path(self.module).name})"
+        file = Path(self.module).name
+        name = symbol_at(Path(self.module), self.offset)
+        return f"{name} ({file})" if name else f"{file}+{self.offset:#x}"
 
     @property
     def line(self) -> str:
