@@ -81,6 +81,7 @@ def test_changing_pages_are_told(spawn):
 
 def test_never_stops_the_target_and_costs_little(spawn):
     process = spawn("pages", 512)
+    time.sleep(0.2)  # until it sleeps in read
     switches = Path(f"/proc/{process.pid}/status").read_text().split("voluntary_ctxt_switches:")[1].split()[0]
     before = resource.getrusage(resource.RUSAGE_SELF)
     found = look(process)
