@@ -7,6 +7,9 @@
  */
 #include "pass.h"
 
+#define GROWTH_PAGES 32        /* new pages in a pass: the program grows */
+#define CALM_PAGES 256         /* written pages in a pass: it does next to nothing */
+#define PATIENCE_US 15000000u
 #define REFRESH_PASSES 16 /* presence, fork sharing and refusals are looked at again */
 
 static void zero_add(uint64_t page)
@@ -23,17 +26,40 @@ static void zero_add(uint64_t page)
     p->zero[p->zeros++] = (struct ud__range){.start = page, .end = page + ud__page};
 }
 
-/* A program that writes a lot (it imports, it fills its arrays) is let be: what it left alone for a pass it may
- * write in the next, and merging that would be torn up again at once. Then a page has to be a second old. */
-static int ripe(uint8_t state, int calm)
+/* How patient to be with pages that stayed the same for a pass. */
+enum mood { CALM, WRITING, GROWING };
+
+/* A program that grows (it imports, it fills its arrays) is let be for a while: what it leaves alone now it may write
+ * in the next pass, and its pages, merged as they trickle in, would lie all over the store in short rows. */
+static enum mood mood(void)
 {
-    if ((state & UD__PARITY) == ud__parity())
-        return 0;
-    uint8_t age = (uint8_t)((ud__epoch() - state) >> UD__EPOCH_SHIFT & 3);
-    return calm || age >= 2;
+    struct ud__pass *p = &ud__pass;
+    if (p->fresh <= GROWTH_PAGES)
+        p->grew_us = 0;
+    else if (!p->grew_us)
+        p->grew_us = p->began_us;
+    if (p->grew_us && p->began_us - p->grew_us < PATIENCE_US)
+        return GROWING;
+    return p->written < CALM_PAGES ? CALM : WRITING;
 }
 
-static void age_block(uint32_t block, int calm)
+/* A page of a program that writes has to be a second old. */
+static int ripe(uint8_t state, enum mood m)
+{
+    if ((state & UD__PARITY) == ud__parity() || m == GROWING)
+        return 0;
+    uint8_t age = (uint8_t)((ud__epoch() - state) >> UD__EPOCH_SHIFT & 3);
+    return m == CALM || age >= 2;
+}
+
+/* Elsewhere DONTNEED would show the file's or the segment's bytes. */
+static int in_plain_area(uint64_t page)
+{
+    const struct ud__area *a = ud__space_find(&ud__pass.space, page);
+    return a && a->start <= page && !a->inode && !a->library && !ud__merged_test(page);
+}
+
+static void age_block(uint32_t block, enum mood m)
 {
     struct ud__ledger *l = &ud__a.ledger;
     size_t base = (size_t)block * UD_BLOCK_PAGES;
@@ -43,11 +69,11 @@ static void age_block(uint32_t block, int calm)
         if ((s & UD_PG_MASK) != UD_PG_VOLATILE)
             continue;
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift);
-        if (!ripe(s, calm)) {
+        if (!ripe(s, m)) {
             young = 1;
             continue;
         }
-        if (l->entries[base + i] == ud__pass.zero_digest && ud__a.knobs.use_zero_pages && !ud__merged_test(page))
+        if (l->entries[base + i] == ud__pass.zero_digest && ud__a.knobs.use_zero_pages && in_plain_area(page))
             zero_add(page);
         l->states[base + i] = UD_PG_STABLE;
         moved = 1;
@@ -62,10 +88,10 @@ static void age_block(uint32_t block, int calm)
 static void age(void)
 {
     struct ud__ledger *l = &ud__a.ledger;
-    int calm = ud__pass.written < 64 || ud__pass.written < (ud__pass.space.bytes >> ud__page_shift) / 128;
+    enum mood m = mood();
     for (uint32_t block = 0; block < l->hdr->block_count; block++)
         if (l->heads[block].vaddr && (l->heads[block].flags & UD__BLOCK_YOUNG))
-            age_block(block, calm);
+            age_block(block, m);
     if (ud__pass.zeros)
         ud__plan_zero(ud__pass.zero, ud__pass.zeros);
     ud__pass.zeros = 0;

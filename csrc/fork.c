@@ -12,7 +12,8 @@
 
 #include "internal.h"
 
-extern char __bss_start[] UD_HIDDEN, _end[] UD_HIDDEN;
+/* The whole library: a holder must not remap the ground it stands on. */
+extern char __ehdr_start[] UD_HIDDEN, _end[] UD_HIDDEN;
 
 static void in_child(void)
 {
@@ -32,7 +33,7 @@ static void in_child(void)
     ud__job_forked();
     ud__region_forked();
     ud__own_reset();
-    ud__own_add(__bss_start, (size_t)(_end - __bss_start));
+    ud__own_add(__ehdr_start, (size_t)(_end - __ehdr_start));
     ud__merged_own();
     ud__malloc_own();
     if (had_agent)
@@ -41,6 +42,6 @@ static void in_child(void)
 
 void ud__fork_init(void)
 {
-    ud__own_add(__bss_start, (size_t)(_end - __bss_start));
+    ud__own_add(__ehdr_start, (size_t)(_end - __ehdr_start));
     pthread_atfork(NULL, NULL, in_child);
 }

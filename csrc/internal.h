@@ -79,10 +79,14 @@ int ud__maps_open(struct ud__maps *m, int pid) UD_HIDDEN;
 void ud__maps_close(struct ud__maps *m) UD_HIDDEN;
 /* Without PROCMAP_QUERY: reads the list anew (a no-op with it). 0 or -errno. */
 int ud__maps_refresh(struct ud__maps *m) UD_HIDDEN;
-/* The writable mapping that covers addr, or the next one above. 0, -ENOENT, or -errno. */
+/* The mapping that covers addr, or the next one above. 0, -ENOENT, or -errno. */
 int ud__maps_find(struct ud__maps *m, uint64_t addr, struct ud__vma *out) UD_HIDDEN;
-int ud__vma_is_segment(const struct ud__vma *v) UD_HIDDEN;   /* one of our merged mappings */
-int ud__vma_mergeable(const struct ud__vma *v) UD_HIDDEN;    /* plain private anonymous rw, or ours */
+int ud__vma_is_segment(const struct ud__vma *v) UD_HIDDEN; /* one of our merged mappings */
+int ud__vma_plain(const struct ud__vma *v) UD_HIDDEN;      /* private anonymous rw, or ours in such a place */
+int ud__vma_library(const struct ud__vma *v) UD_HIDDEN;    /* data of a program or library, relocated */
+int ud__vma_mergeable(const struct ud__vma *v) UD_HIDDEN;  /* any of these */
+/* Tells the agent's walk over the mappings, in address order: learns which files are programs. */
+void ud__vma_learn(const struct ud__vma *v) UD_HIDDEN;
 
 /* ---- merged.c: which pages are merged, for the interposers ------------------------------------------- */
 

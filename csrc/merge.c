@@ -38,7 +38,7 @@ static int near_tls(const struct ud__hold *h, uint64_t start, uint64_t end)
 static int goes_on(struct ud__job *j, uint64_t addr)
 {
     struct ud__vma v;
-    return ud__maps_find(&j->maps, addr, &v) == 0 && v.start <= addr && ud__vma_mergeable(&v);
+    return ud__maps_find(&j->maps, addr, &v) == 0 && v.start <= addr && ud__vma_plain(&v);
 }
 
 /* Why [start, end) of mapping v may not be touched, or -1. */
@@ -78,12 +78,16 @@ static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, u
     ud__test_gap();
     if (UD__GUARD_ON(UD__GUARD_BITFIRST))
         ud__merged_set(at, at + len);
-    long r = ud__sys(__NR_mmap, at, len, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE, j->segfd,
-                     (uint64_t)slot << ud__page_shift);
+    int prot = PROT_READ | (v->flags & UD__VMA_W ? PROT_WRITE : 0);
+    long r = ud__sys(__NR_mmap, at, len, prot, MAP_FIXED | MAP_PRIVATE, j->segfd, (uint64_t)slot << ud__page_shift);
     if (ud__is_err(r)) {
         ud__merged_clear(at, at + len);
         ud__job_refuse(j, n, UD_CAUSE_NOMEM);
         return;
+    }
+    if (!UD__GUARD_ON(UD__GUARD_BITFIRST)) {
+        ud__test_gap();
+        ud__merged_set(at, at + len);
     }
     j->vmas_left -= cost;
     j->vmas += (uint32_t)cost;
@@ -127,7 +131,7 @@ static int merge_piece(struct ud__job *j, struct ud__piece *p)
                 upto = v.end;
             int cause = objection(j, &v, at, &upto);
             uint64_t last = upto;
-            if (cause < 0 && upto == v.end && UD__GUARD_ON(UD__GUARD_LASTPAGE) && !goes_on(j, v.end))
+            if (cause < 0 && upto == v.end && ud__vma_plain(&v) && UD__GUARD_ON(UD__GUARD_LASTPAGE) && !goes_on(j, v.end))
                 last = upto - ud__page;
             if (cause >= 0) {
                 ud__job_refuse(j, (upto - at) >> ud__page_shift, cause);

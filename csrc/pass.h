@@ -17,6 +17,8 @@ struct ud__pass {
     uint64_t zero_digest;
     uint64_t changed;     /* pages in this slice */
     uint64_t written;     /* pages in this pass */
+    uint64_t fresh;       /* of those, pages never seen before */
+    uint64_t grew_us;     /* since when the program grows without a pause; 0: it does not */
     int phase;
     int force_resync;
     struct ud__range zero[256]; /* zero pages that have earned giving back */

@@ -52,6 +52,7 @@ static void judge(uint64_t page, uint64_t digest, int written)
     if (written || !same) {
         set(page, (uint8_t)(UD_PG_VOLATILE | ud__parity() | ud__epoch()), digest);
         ud__pass.written++;
+        ud__pass.fresh += old == UD_PG_NONE;
     }
     /* an untracked page that stayed the same keeps the marks of an earlier pass: age.c promotes it */
 }
@@ -138,8 +139,8 @@ int ud__pass_take(uint64_t start, uint64_t end, int written)
     const struct ud__area *stop = ud__pass.space.list + ud__pass.space.count;
     for (; a && a < stop && a->start < end; a++) {
         uint64_t at = a->start > start ? a->start : start, to = a->end < end ? a->end : end;
-        if (a->inode)
-            ((struct ud__area *)a)->seen++; /* something in it was split: worth tracking from now on */
+        if (a->inode || a->library)
+            ((struct ud__area *)a)->seen++; /* it has pages of its own: worth tracking from now on */
         while (at < to) {
             uint64_t piece = to;
             if (ud__region_allows(at, &piece, ud__a.advised && !atomic_load(&ud__a.merge_any))) {
@@ -178,7 +179,7 @@ static int begin(void)
         return r;
     ud__pass.number++;
     ud__pass.began_us = ud__now_us();
-    ud__pass.written = 0;
+    ud__pass.written = ud__pass.fresh = 0;
     ud__pass.zero_digest = ud__zero_digest();
     ud__pass.at = 0;
     ud__pass.phase = WRITTEN;

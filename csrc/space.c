@@ -1,6 +1,6 @@
 /* space.c: lists the areas a pass may look at, and puts them under write tracking.
  *
- * Guarantees: an area is plain private anonymous rw memory or a merged mapping of ours; the agent's own
+ * Guarantees: an area is private anonymous rw memory, data of a library, or a merged mapping of ours; the agent's own
  * memory and the main stack are not in it. Stacks of other threads are known only in a hold, and
  * are refused there.
  * Fails: -ENOMEM; an area that cannot be tracked is digested anew in each pass.
@@ -43,7 +43,7 @@ static void track(struct ud__area *a)
     uint64_t pages = (a->end - a->start) >> ud__page_shift;
     if (a->tracked || a->hopeless || (pages < SMALL_AREA && a->seen < 2))
         return;
-    if (a->inode && a->seen < 2) /* a merged mapping: only once something in it was split, see scan.c */
+    if ((a->inode || a->library) && a->seen < 2) /* only once it has pages of its own, see scan.c */
         return;
     int r = ud__track_register(a->start, a->end);
     a->tracked = r == 0;
@@ -55,7 +55,7 @@ static void inherit(struct ud__area *a, const struct ud__space *before)
 {
     const struct ud__area *b = ud__space_find(before, a->start);
     if (b && b->start == a->start && b->end == a->end && b->inode == a->inode && b->offset == a->offset) {
-        a->seen = b->seen + (a->inode == 0);
+        a->seen = b->seen + (a->inode == 0 && !a->library);
         a->tracked = b->tracked;
         a->hopeless = b->hopeless;
     }
@@ -76,17 +76,20 @@ int ud__space_read(struct ud__space *s)
     int r = ud__maps_refresh(&ud__a.maps);
     *s = (struct ud__space){0};
     for (uint64_t at = 0; r == 0 && ud__maps_find(&ud__a.maps, at, &v) == 0; at = v.end) {
+        ud__vma_learn(&v);
         if (!ud__vma_mergeable(&v) || (v.start <= in_stack && in_stack < v.end) || ud__own_overlaps(v.start, v.end))
             continue;
         if (s->count == s->cap && (r = grow(s)))
             break;
         struct ud__area *a = &s->list[s->count++];
-        *a = (struct ud__area){.start = v.start, .end = v.end, .offset = v.offset, .inode = v.inode};
+        *a = (struct ud__area){.start = v.start, .end = v.end, .offset = v.offset};
+        a->library = v.inode && !ud__vma_is_segment(&v);
+        a->inode = a->library ? 0 : v.inode;
         inherit(a, &before);
         track(a);
         s->signature = mix(s->signature, &v);
         s->bytes += v.end - v.start;
-        s->merged_areas += v.inode != 0;
+        s->merged_areas += a->inode != 0;
     }
     ud__free(before.list, before.cap * sizeof *before.list);
     return r;

@@ -9,6 +9,7 @@ struct ud__area {
     uint32_t seen;    /* passes this area has been there, unchanged */
     uint8_t tracked;  /* under write tracking */
     uint8_t hopeless; /* tracking was refused */
+    uint8_t library;  /* data of a program or library: the file's own pages are not looked at */
 };
 struct ud__space {
     struct ud__area *list;

@@ -107,7 +107,7 @@ static int still_there(uint64_t start, uint64_t end, void *arg)
     if (ud__maps_refresh(&j->maps))
         return -ENOMEM;
     for (uint64_t at = start; at < end; at = v.end)
-        if (ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_mergeable(&v))
+        if (ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_plain(&v))
             return -ESRCH;
     return 0;
 }
@@ -182,7 +182,7 @@ static uint32_t one_chunk(struct ud__job *j, const struct ud__piece *p)
     struct ud__piece chunk = {p->vaddr, p->npages < CHUNK ? p->npages : CHUNK, p->slot};
     struct ud__vma v;
     uint64_t at = p->vaddr;
-    if (ud__maps_refresh(&j->maps) || ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_mergeable(&v)) {
+    if (ud__maps_refresh(&j->maps) || ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_plain(&v)) {
         ud__job_refuse(j, 1, UD_CAUSE_GONE);
         return 1;
     }

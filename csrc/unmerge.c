@@ -17,12 +17,14 @@ static long map_plain(uint64_t at, uint64_t len, int fixed)
     return ud__sys(__NR_mmap, at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
 }
 
-static int unmerge_chunk(uint64_t at, uint64_t len)
+static int unmerge_chunk(uint64_t at, uint64_t len, int writable)
 {
     long scratch = map_plain(ud__hint(len), len, 0);
     if (ud__is_err(scratch))
         return (int)scratch;
     __builtin_memcpy((void *)scratch, (const void *)at, len);
+    if (!writable) /* data of a library: its protection is kept */
+        ud__sys(__NR_mprotect, scratch, len, PROT_READ);
     long r = ud__sys(__NR_mremap, scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at);
     if (ud__is_err(r)) {
         ud__sys(__NR_munmap, scratch, len);
@@ -33,13 +35,14 @@ static int unmerge_chunk(uint64_t at, uint64_t len)
 }
 
 /* The next mapping of a segment of ours within [*at, end), cut to it; 0 if there is none. */
-static int next_segment(struct ud__maps *m, uint64_t at, uint64_t end, uint64_t *from, uint64_t *to)
+static int next_segment(struct ud__maps *m, uint64_t at, uint64_t end, uint64_t *from, uint64_t *to, int *writable)
 {
     struct ud__vma v;
     while (at < end && ud__maps_find(m, at, &v) == 0 && v.start < end) {
         if (ud__vma_is_segment(&v)) {
             *from = v.start > at ? v.start : at;
             *to = v.end < end ? v.end : end;
+            *writable = (v.flags & UD__VMA_W) != 0;
             return 1;
         }
         at = v.end;
@@ -58,11 +61,12 @@ void ud__job_unmerge(struct ud__job *j)
     for (; j->done < j->npieces; j->done++) {
         struct ud__piece *p = &j->pieces[j->done];
         uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift), from, to;
-        while (next_segment(&j->maps, at, end, &from, &to)) {
+        int writable;
+        while (next_segment(&j->maps, at, end, &from, &to, &writable)) {
             uint64_t len = to - from, chunk = (uint64_t)CHUNK_PAGES << ud__page_shift;
             if (len > chunk)
                 len = chunk;
-            int r = unmerge_chunk(from, len);
+            int r = unmerge_chunk(from, len, writable);
             if (r < 0) {
                 j->result = (uint64_t)(int64_t)r;
                 return;
@@ -82,7 +86,8 @@ void ud__job_unmerge(struct ud__job *j)
 void ud__job_discard(struct ud__job *j)
 {
     uint64_t at = j->pieces[0].vaddr, end = at + ((uint64_t)j->pieces[0].npages << ud__page_shift), from, to;
-    while (next_segment(&j->maps, at, end, &from, &to)) {
+    int writable;
+    while (next_segment(&j->maps, at, end, &from, &to, &writable)) {
         long r = map_plain(from, to - from, MAP_FIXED);
         if (ud__is_err(r)) {
             j->result = (uint64_t)r;
@@ -102,7 +107,7 @@ void ud__job_relocate(struct ud__job *j)
     struct ud__vma v;
     j->result = (uint64_t)-EFAULT;
     for (uint64_t at = old; at < old + old_len; at = v.end)
-        if (ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_mergeable(&v))
+        if (ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_plain(&v))
             return;
     if (!(j->flags & MREMAP_MAYMOVE)) { /* grows where it is, or not at all */
         long r = map_plain(old + old_len, new_len - old_len, 0x100000 /* MAP_FIXED_NOREPLACE */);

@@ -18,13 +18,12 @@ struct procmap_query { /* linux/fs.h of 6.11 */
     uint64_t vma_name_addr, build_id_addr;
 };
 #define PROCMAP_QUERY_IOCTL _IOWR('f', 17, struct procmap_query)
-#define QUERY_WRITABLE 0x02
 #define QUERY_COVERING_OR_NEXT 0x10
 
 static int query(int fd, uint64_t addr, struct ud__vma *out)
 {
     struct procmap_query q = {.size = sizeof q, .query_addr = addr};
-    q.query_flags = QUERY_COVERING_OR_NEXT | (atomic_load(&ud__trap_on) ? 0 : QUERY_WRITABLE);
+    q.query_flags = QUERY_COVERING_OR_NEXT;
     long r = ud__sys(__NR_ioctl, fd, PROCMAP_QUERY_IOCTL, &q);
     if (r < 0)
         return (int)r;
@@ -113,8 +112,6 @@ int ud__maps_refresh(struct ud__maps *m)
             struct ud__vma v;
             s = parse_line(s, &v);
             see_through_the_trap(&v);
-            if (!(v.flags & UD__VMA_W))
-                continue;
             if (m->count == m->cap && list_grow(m))
                 return -ENOMEM;
             m->list[m->count++] = v;
@@ -153,14 +150,11 @@ void ud__maps_close(struct ud__maps *m)
 
 int ud__maps_find(struct ud__maps *m, uint64_t addr, struct ud__vma *out)
 {
-    while (m->query) {
+    if (m->query) {
         int r = query(m->fd, addr, out);
-        if (r)
-            return r;
-        see_through_the_trap(out);
-        if (out->flags & UD__VMA_W)
-            return 0;
-        addr = out->end;
+        if (r == 0)
+            see_through_the_trap(out);
+        return r;
     }
     size_t lo = 0, hi = m->count;
     while (lo < hi) {
@@ -181,10 +175,45 @@ int ud__vma_is_segment(const struct ud__vma *v)
     return v->inode && !(v->flags & UD__VMA_SHARED) && ud__inode_known(v->inode);
 }
 
-int ud__vma_mergeable(const struct ud__vma *v)
+int ud__vma_plain(const struct ud__vma *v)
 {
     uint32_t rw = UD__VMA_R | UD__VMA_W;
-    if ((v->flags & (rw | UD__VMA_X | UD__VMA_SHARED)) != rw)
-        return 0;
-    return v->inode == 0 || ud__vma_is_segment(v);
+    return (v->flags & (rw | UD__VMA_X | UD__VMA_SHARED)) == rw && (v->inode == 0 || ud__vma_is_segment(v));
 }
+
+/* Files that this process runs code from. Only their private data pages are merged: other private file mappings
+ * promise SIGBUS after a truncation, which a segment would not keep. */
+#define PROGRAMS_MAX 2048 /* power of two */
+static _Atomic uint64_t programs[PROGRAMS_MAX];
+
+static uint64_t file_name(const struct ud__vma *v) { return (v->inode ^ (uint64_t)v->dev << 36) | 1ull << 63; }
+
+static int program_at(uint64_t name, int learn)
+{
+    size_t i = (size_t)(name * 0x9e3779b97f4a7c15ull >> 45) & (PROGRAMS_MAX - 1);
+    for (size_t n = 0; n < PROGRAMS_MAX; n++, i = (i + 1) & (PROGRAMS_MAX - 1)) {
+        uint64_t known = atomic_load_explicit(&programs[i], memory_order_relaxed);
+        if (known == name)
+            return 1;
+        if (known == 0) {
+            if (learn)
+                atomic_store(&programs[i], name);
+            return learn;
+        }
+    }
+    return 0;
+}
+
+void ud__vma_learn(const struct ud__vma *v)
+{
+    if (v->flags & UD__VMA_X && v->inode && !(v->flags & (UD__VMA_SHARED | UD__VMA_W)))
+        program_at(file_name(v), 1);
+}
+
+int ud__vma_library(const struct ud__vma *v)
+{
+    uint32_t kind = v->flags & (UD__VMA_R | UD__VMA_X | UD__VMA_SHARED);
+    return kind == UD__VMA_R && v->inode && (ud__vma_is_segment(v) || program_at(file_name(v), 0));
+}
+
+int ud__vma_mergeable(const struct ud__vma *v) { return ud__vma_plain(v) || ud__vma_library(v); }
