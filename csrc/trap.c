@@ -30,6 +30,7 @@
 
 struct life { /* MADV_WIPEONFORK: all zero in a forked child, shared with a vforked one */
     atomic_int alive, openers;
+    _Atomic uint64_t *_Atomic splits; /* in the ledger, which a child does not inherit */
 };
 static struct life no_life, *_Atomic life = &no_life;
 
@@ -40,7 +41,6 @@ static atomic_int held_open_all; /* those that found no slot */
 
 static atomic_uint epoch;
 static _Atomic uint64_t n_splits, n_waits, n_retries, n_windows;
-static _Atomic uint64_t *_Atomic live_counter;
 static _Atomic uint64_t last_end, last_pages; /* of the last split: tells sequential writers */
 atomic_int ud__trap_on;
 
@@ -407,7 +407,7 @@ static long split(const struct ud__trap_cell *c, uint64_t page)
     atomic_store_explicit(&last_end, end, memory_order_relaxed);
     atomic_store_explicit(&last_pages, n, memory_order_relaxed);
     count(&n_splits);
-    _Atomic uint64_t *live = atomic_load(&live_counter);
+    _Atomic uint64_t *live = atomic_load(&atomic_load(&life)->splits);
     if (live)
         count(live);
     return 0;
@@ -468,7 +468,7 @@ int ud__trap_enable(_Atomic uint64_t *trap_splits, char *text, size_t cap)
     if (r)
         return r;
     ud__trap_map_own();
-    atomic_store(&live_counter, trap_splits);
+    atomic_store(&atomic_load(&life)->splits, trap_splits);
     ud__sig_virtual_mask();
     r = ud__sig_install();
     if (r)
@@ -483,7 +483,7 @@ void ud__trap_disable(void)
     ud__trap_open_all();
     /* The handler stays: a thread may have faulted and not have come to it yet. It passes everything on. */
     atomic_store(&ud__trap_on, 0);
-    atomic_store(&live_counter, NULL);
+    atomic_store(&atomic_load(&life)->splits, NULL);
 }
 
 void ud__trap_counts(struct ud__trap_counts *out)

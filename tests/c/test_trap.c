@@ -177,7 +177,11 @@ static void child_with_an_agent(void)
 
 static void test_fork(void)
 {
-    enable();
+    char text[128];
+    _Atomic uint64_t *counter = (void *)new_region(1); /* as in the ledger: not there in a child */
+    CHECK(!madvise(counter, PAGE, MADV_DONTFORK));
+    atomic_store(counter, 0);
+    (void)ud__trap_enable(counter, text, sizeof text);
     shared = new_region(8);
     CHECK(!merge(shared, 8, 1));
     EXITS(child_writes_everywhere, 0); /* protected pages split in the child */
@@ -187,6 +191,10 @@ static void test_fork(void)
     EXITS(child_with_an_agent, 0);
     ud__trap_end((uint64_t)shared, (uint64_t)shared + 8 * PAGE, UD__TRAP_OPEN);
     CHECK(shared[1] == 1);
+    CHECK(!merge(shared, 8, 1) && !atomic_load(counter));
+    shared[0] = 1;
+    CHECK(atomic_load(counter) == 1);
+    enable();
     munmap(shared, 8 * PAGE);
 }
 
