@@ -28,6 +28,7 @@ class Ksm(Engine):
         where = "on a shared layout, " if self.layout else ""
         self.summary = f"kernel KSM {where}at {'its defaults' if self.knobs is DEFAULTS else 'full speed'}"
         self._keeper: ksmknobs.Keeper | None = None
+        self._base = 0.0  # ksmd's CPU before this run
         self._ksmd = procfs.pid_named("ksmd")
 
     def unavailable(self) -> str | None:
@@ -37,6 +38,7 @@ class Ksm(Engine):
     def prepare(self, run: Run) -> None:
         self._keeper = ksmknobs.Keeper()
         self._keeper.__enter__()
+        self._base = procfs.thread_cpu(self._ksmd, self._ksmd) if self._ksmd else 0.0
         if self._keeper.in_use:
             run.say("KSM is in use on this machine already: ksmd's CPU holds the others' share")
         present = ksmknobs.read_all(tuple(self.knobs))
@@ -53,7 +55,7 @@ class Ksm(Engine):
         ksmknobs.write({"run": "1"})
 
     def cpu(self, run: Run) -> float:
-        return procfs.thread_cpu(self._ksmd, self._ksmd) if self._ksmd else 0.0
+        return procfs.thread_cpu(self._ksmd, self._ksmd) - self._base if self._ksmd else 0.0
 
     def passes(self, run: Run) -> float | None:
         return float(ksmknobs.read("full_scans"))

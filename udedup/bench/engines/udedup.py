@@ -51,6 +51,8 @@ class Udedup(Engine):
 
     def start(self, run: Run) -> None:
         self._ask(run, "set", knobs={"run": 1})
+        # KSM's `run` wakes ksmd at once; this wakes agents that sleep between passes.
+        self._ask(run, "kick")
         self._merger = int(self._stat(run).get("merger", {}).get("pid", 0))
 
     def cpu(self, run: Run) -> float:
