@@ -18,6 +18,7 @@
 #define UD__MAX_MERGES 4u /* MERGE messages one agent may have before it */
 #define UD__MAX_WAITS (1u << 20)
 #define UD__NONE UINT32_MAX
+#define UD__NAMES 1024u
 
 struct ud__wait { /* `n` pages of `sid` from `page` wait for the publication of the owner's from `owner` */
     uint32_t sid, page, owner, n;
@@ -51,7 +52,8 @@ struct ud__session {
     bool fresh;               /* nothing seen yet: look at everything */
     uint32_t again_count, queued;
     bool again_open; /* ... and a settle has to wait for it */
-    int64_t again_at, long_at, short_since, mute_until;
+    int64_t again_at, busy_at, short_since, mute_until;
+    uint32_t hint;              /* a session that had the same at the same address, last time */
     uint32_t backoff;
     int failed_publishes;
     uint32_t publishes, merges; /* plans before the agent */
@@ -103,6 +105,7 @@ struct ud_planner {
     struct ud__session **sessions; /* by id; 0 is not used */
     struct ud__segment **segments;
     uint32_t session_room, segment_room;
+    uint32_t names[UD__NAMES]; /* ids of segments, by name: a cache */
     struct ud__plan *plans;
     uint32_t plan_count, plan_room, next_plan, next_sid;
     uint64_t wait_total, move_total, outstanding, queued;
@@ -124,6 +127,7 @@ int ud__grow(void **array, uint32_t *room, uint32_t need, size_t item);
 int ud__ledger_attach(struct ud__session *s, int fd, size_t page_size);
 void ud__ledger_detach(struct ud__session *s);
 void ud__ledger_refresh(struct ud__session *s);
+uint32_t ud__ledger_at(const struct ud__session *s, uint64_t vaddr);
 uint64_t ud__ledger_vaddr(const struct ud__session *s, uint32_t page, size_t page_size);
 bool ud__ledger_follows(const struct ud__session *s, uint32_t page, size_t page_size);
 

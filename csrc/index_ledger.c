@@ -126,6 +126,23 @@ void ud__ledger_refresh(struct ud__session *s)
         sort_blocks(s);
 }
 
+/* The block at an address, UD__NONE if there is none. As of the last refresh; the caller checks pages. */
+uint32_t ud__ledger_at(const struct ud__session *s, uint64_t vaddr)
+{
+    uint32_t low = 0, high = s->order_count;
+    while (low < high) {
+        uint32_t mid = (low + high) / 2;
+        uint64_t at = head_vaddr(s, s->order[mid]);
+        if (at == vaddr)
+            return s->order[mid];
+        if (at < vaddr)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return UD__NONE;
+}
+
 /* Address of a page, 0 if its block is free or its address is none. Told to the owner alone. */
 uint64_t ud__ledger_vaddr(const struct ud__session *s, uint32_t page, size_t page_size)
 {

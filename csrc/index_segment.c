@@ -50,9 +50,13 @@ static void free_segment(struct ud__segment *g)
 
 uint32_t ud_planner_find(struct ud_planner *p, uint64_t name)
 {
+    uint32_t *cached = &p->names[(name ^ name >> 10) % UD__NAMES];
+    struct ud__segment *g = ud__segment(p, *cached);
+    if (g && g->name == name)
+        return *cached;
     for (uint32_t i = 1; i < p->segment_room; i++)
         if (p->segments[i] && p->segments[i]->name == name)
-            return i;
+            return *cached = i;
     return 0;
 }
 

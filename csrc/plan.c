@@ -131,7 +131,7 @@ int ud_planner_session(struct ud_planner *p, int fd, int64_t now)
     }
     s->id = (uint32_t)id;
     s->fresh = true;
-    s->long_at = now;
+    s->busy_at = now;
     s->backoff = BACKOFF_FIRST;
     p->sessions[id] = s;
     return id;

@@ -11,6 +11,9 @@
 #define BUSY_AGAIN 100   /* ms until a page whose twin is itself on the move is looked at again */
 #define BUDGET_AGAIN 2000 /* ms until short runs of a session without mappings to spare are */
 #define LONG_RUN 64u     /* runs that are taken even then */
+#define PATIENCE 10      /* short runs wait so many delays at most, however busy their process is */
+#define BUSY_PAGES 256u  /* changed in one report: its process is busy */
+#define MIRRORS 4u       /* sessions whose page at the same address is asked before the index is */
 #define TILE_SHARE 16u   /* a tile costs at most one page in so many of its row */
 
 /* Is the page at `to` one that can be matched with, and equal? */
@@ -60,29 +63,36 @@ static uint32_t extend_back(struct ud_planner *p, struct ud__session *s, uint32_
     return back;
 }
 
+/* As the agent prices mappings (csrc/exec.c): each merged area may cost two. */
 static bool has_room(const struct ud__session *s)
 {
     uint32_t budget = s->header->vmas_budget, used = s->header->vmas_used;
-    return !budget || (uint64_t)used + 2ull * s->planned_runs < budget;
+    return !budget || 2ull * used + 2ull * s->planned_runs < budget;
 }
 
-/* May a run of n be taken now? If not, it is put off. */
+static bool calm(const struct ud_planner *p, const struct ud__session *s, int64_t now)
+{
+    return now - s->busy_at >= p->conf.short_delay;
+}
+
+/* May a run of n be taken now? If not, it is put off. A process that is still growing would get its short
+ * runs piecemeal, each a mapping of its own, where a little later one long run will do. */
 static bool worth(struct ud_planner *p, struct ud__session *s, struct ud__session *o, uint32_t page, uint32_t n, int64_t now)
 {
     if (n < p->conf.min_run)
         return false;
-    if (n < LONG_RUN && (!has_room(s) || (o && !has_room(o)))) {
+    if (n >= LONG_RUN)
+        return true;
+    if (!has_room(s) || (o && !has_room(o))) {
         ud__put_off(s, page, now + BUDGET_AGAIN, false);
         return false;
     }
-    if (n >= UD__SHORT_RUN) {
-        s->long_at = now;
+    if (calm(p, s, now) && (!o || calm(p, o, now)))
         return true;
-    }
     if (!s->short_since)
         s->short_since = now;
     int64_t delay = p->conf.short_delay;
-    if (now - s->long_at >= delay || now - s->short_since >= 5 * delay)
+    if (now - s->short_since >= PATIENCE * delay)
         return true;
     ud__put_off(s, page, now + delay, true);
     return false;
@@ -105,6 +115,7 @@ static uint32_t match_pair(struct ud_planner *p, struct ud__session *s, uint32_t
     if (to.id == s->id && to.page == page)
         return 1;
     if (o->mute_until > now && o != s) {
+        ud__put_off(o, to.page, o->mute_until, false);
         ud__index_put(p, ud__entry(s, page), self); /* it does not publish: the other way round */
         return 1;
     }
@@ -180,7 +191,6 @@ static void match_row(struct ud_planner *p, struct ud__session *s, uint32_t page
     if (copies > p->conf.segment_pages)
         copies = p->conf.segment_pages;
     bool found = ud__index_find(p, ud__entry(s, page), &to);
-    s->long_at = now;
     if (found && to.stable) {
         uint32_t width = tile_width(p, to, p->conf.max_page_sharing);
         if (width * 4 >= copies) {
@@ -204,8 +214,63 @@ static void match_row(struct ud_planner *p, struct ud__session *s, uint32_t page
 
 /* ---- the pass ---------------------------------------------------------------------------------------- */
 
+/* Blocks of other sessions at the address of the block at hand. In a pool of one layout what lies there is
+ * mostly the same, and matching with it gives the longest runs; the index knows only one place of many. */
+struct mirrors {
+    uint32_t n;
+    struct {
+        struct ud__session *session;
+        uint32_t page;
+    } at[MIRRORS];
+};
+
+static void add_mirror(struct mirrors *m, struct ud__session *o, uint64_t vaddr)
+{
+    uint32_t block = ud__ledger_at(o, vaddr);
+    if (block == UD__NONE || !ud__in_use(o, block * UD_BLOCK_PAGES))
+        return;
+    m->at[m->n].session = o;
+    m->at[m->n++].page = block * UD_BLOCK_PAGES;
+}
+
+static struct mirrors find_mirrors(struct ud_planner *p, struct ud__session *s, uint32_t block)
+{
+    struct mirrors m = {0};
+    uint64_t vaddr = ud__ledger_vaddr(s, block * UD_BLOCK_PAGES, p->page_size);
+    struct ud__session *hint = ud__session(p, s->hint);
+    if (vaddr && hint && hint != s)
+        add_mirror(&m, hint, vaddr);
+    for (uint32_t i = 1; vaddr && i < p->session_room && m.n < MIRRORS; i++)
+        if (p->sessions[i] && p->sessions[i] != s && p->sessions[i] != hint)
+            add_mirror(&m, p->sessions[i], vaddr);
+    return m;
+}
+
+/* Where a mirror's page is, or what it maps, if it equals ours. */
+static bool by_address(struct ud_planner *p, struct ud__session *s, uint32_t page, const struct mirrors *m, struct ud__ref *to)
+{
+    uint64_t digest = ud__entry(s, page);
+    for (uint32_t i = 0; i < m->n; i++) {
+        struct ud__session *o = m->at[i].session;
+        uint32_t q = m->at[i].page + page % UD_BLOCK_PAGES;
+        uint64_t entry = ud__entry(o, q);
+        uint8_t state = ud__state(o, q);
+        *to = (struct ud__ref){false, o->id, q};
+        if (state == UD_PG_MERGED)
+            *to = (struct ud__ref){true, ud_planner_find(p, UD_REF_SEGMENT(entry)), UD_REF_SLOT(entry)};
+        struct ud__segment *g = to->stable ? ud__segment(p, to->id) : NULL;
+        bool equal = to->stable ? g && !g->retiring && to->page < g->npages && g->digests[to->page] == digest
+                                : state == UD_PG_STABLE && entry == digest && o->mute_until == 0;
+        if (equal) {
+            s->hint = o->id;
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Pages dealt with from `page` on. */
-static uint32_t match(struct ud_planner *p, struct ud__session *s, uint32_t page, int64_t now)
+static uint32_t match(struct ud_planner *p, struct ud__session *s, uint32_t page, const struct mirrors *m, int64_t now)
 {
     struct ud__ref to;
     uint32_t n = row_length(p, s, page);
@@ -214,7 +279,7 @@ static uint32_t match(struct ud_planner *p, struct ud__session *s, uint32_t page
         return n;
     }
     uint64_t digest = ud__entry(s, page);
-    if (!ud__index_find(p, digest, &to)) {
+    if (!by_address(p, s, page, m, &to) && !ud__index_find(p, digest, &to)) {
         ud__index_put(p, digest, (struct ud__ref){false, s->id, page});
         return 1;
     }
@@ -231,8 +296,13 @@ static void scan_block(struct ud_planner *p, struct ud__session *s, uint32_t blo
     uint32_t page = block * UD_BLOCK_PAGES, end = page + UD_BLOCK_PAGES;
     if (page >= skip->from && page < skip->to)
         page = skip->to < end ? skip->to : end;
+    while (page < end && !ud__free_candidate(s, page))
+        page++;
+    struct mirrors mirrors = {0};
+    if (page < end)
+        mirrors = find_mirrors(p, s, block);
     while (page < end)
-        page += ud__free_candidate(s, page) ? match(p, s, page, now) : 1;
+        page += ud__free_candidate(s, page) ? match(p, s, page, &mirrors, now) : 1;
     if (page > end)
         *skip = (struct skip){end, page};
 }
@@ -252,7 +322,7 @@ static uint64_t pending(const struct ud_planner *p)
     return p->move_total + p->wait_total + p->queued;
 }
 
-int ud_planner_scan(struct ud_planner *p, uint32_t sid, int64_t now)
+int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t changed, int64_t now)
 {
     struct ud__session *s = ud__session(p, sid);
     if (!s)
@@ -260,6 +330,8 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, int64_t now)
     if (p->conf.run != 1)
         return 0;
     uint64_t before = pending(p);
+    if (changed >= BUSY_PAGES)
+        s->busy_at = now;
     uint32_t gen = __atomic_load_n(&s->header->gen, __ATOMIC_ACQUIRE);
     struct skip skip = {0, 0};
     ud__ledger_refresh(s);
@@ -278,7 +350,7 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, int64_t now)
     }
     s->seen_gen = gen;
     s->fresh = false;
-    if (now - s->long_at >= p->conf.short_delay)
+    if (!s->again_open)
         s->short_since = 0;
     uint64_t after = pending(p);
     return after > before ? (int)(after - before > INT32_MAX ? INT32_MAX : after - before) : 0;

@@ -212,7 +212,7 @@ int ud_planner_drop(struct ud_planner *p, uint32_t gid);
 uint32_t ud_planner_find(struct ud_planner *p, uint64_t name);
 int ud_planner_segment_info(struct ud_planner *p, uint32_t gid, uint32_t *npages, uint32_t *used, uint64_t *name);
 
-int ud_planner_scan(struct ud_planner *p, uint32_t sid, int64_t now);
+int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t changed, int64_t now);
 
 int ud_planner_next(struct ud_planner *p, int64_t now, struct ud_plan_out *out, void *buf);
 

@@ -151,21 +151,22 @@ def test_changed_after_the_digest_is_refused_and_forgotten(bench: Bench) -> None
 
 
 def test_waiter_that_changed_in_time_is_left_out(bench: Bench) -> None:
-    bench.join()[1].write(HERE, numbers(1, 50))
+    bench.join()[1].write(HERE, numbers(1, 100))
     second = bench.join()[1]
-    second.write(THERE, numbers(1, 50))
+    second.write(THERE, numbers(1, 100))
     for sid, process in bench.processes.items():
         process.end_pass()
         bench.planner.scan(sid)
     second.write(THERE + 20 * PAGE, [page(777)], lib.UD_PG_VOLATILE)
     bench.settle()
-    assert sent(bench, wire.MERGE) == [[(THERE, 20, 0), (THERE + 21 * PAGE, 29, 21)]]
+    # The longer part goes first.
+    assert sent(bench, wire.MERGE) == [[(THERE + 21 * PAGE, 79, 21), (THERE, 20, 0)]]
 
 
 def test_owner_dies_before_it_published(bench: Bench) -> None:
     """The others find each other instead."""
     for _ in range(3):
-        bench.join()[1].write(HERE, numbers(1, 50))
+        bench.join()[1].write(HERE, numbers(1, 100))
     for sid, process in bench.processes.items():
         process.end_pass()
         bench.planner.scan(sid)
@@ -175,12 +176,12 @@ def test_owner_dies_before_it_published(bench: Bench) -> None:
     bench.processes.pop(plans[0].sid).close()
     bench.settle()
     sums, _ = bench.count()
-    assert (sums["shared"], sums["sharing"]) == (50, 50)
+    assert (sums["shared"], sums["sharing"]) == (100, 100)
 
 
 def test_owner_that_cannot_publish_is_passed_over(bench: Bench) -> None:
     for _ in range(3):
-        bench.join()[1].write(HERE, numbers(1, 50))
+        bench.join()[1].write(HERE, numbers(1, 100))
     bad = 0
     for _ in range(300):
         for sid, process in bench.processes.items():
@@ -201,7 +202,7 @@ def test_owner_that_cannot_publish_is_passed_over(bench: Bench) -> None:
                 bench.planner.result(
                     plan.sid, number, *bench.processes[plan.sid].merge(plan.data, bench.fds[plan.gid])
                 )
-        if bench.count()[0]["merged"] >= 100:
+        if bench.count()[0]["merged"] >= 200:
             return
         time.sleep(0.02)
     raise AssertionError("the owner that fails blocks the others")

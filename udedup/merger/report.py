@@ -195,7 +195,7 @@ def _domain(server: "Server", tally: Tally, entries: list[dict[str, Any]]) -> di
         "metadata_bytes": metadata,
         "vmas_used": vmas,
         # The least of the processes' budgets: each process has its own limit.
-        "vmas_budget": min((entry["vmas_budget"] for entry in entries), default=0),
+        "vmas_budget": min((entry["vmas_budget"] for entry in entries if entry["vmas_budget"]), default=0),
         "queued_pages": store["queued_pages"],
         "outstanding_pages": store["outstanding_pages"],
         "waiting_runs": store["waiting_runs"],

@@ -248,6 +248,7 @@ class Server:
             self.planner.configure(self.key, self.settings)
             for agent in self._by_sid.values():
                 agent.post(wire.welcome(wire.KNOBS, self.key, self.settings.for_agents()))
+            self.kick()  # as a write to KSM's run wakes ksmd at once
         self.stale()
 
     def _check_memory_for_unmerge(self) -> None:
