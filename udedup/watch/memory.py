@@ -1,7 +1,7 @@
 """The mappings of another process and which of their pages are there: /proc/PID/smaps and pagemap.
 
-Same rules as the agent's (csrc/vma.c, csrc/merge.c): private anonymous read-write memory, no stacks, nothing
-locked, special, or kept from children.
+Same rules as the agent's (csrc/vma.c, csrc/locked.c): private read-write memory, of files the pages written to, no
+stacks, nothing locked, special, or kept from children.
 """
 
 import array
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-_REFUSED_FLAGS = {"lo", "dc", "wf", "ht", "pf", "io", "mm", "dd", "um", "uw"}
+_REFUSED_FLAGS = {"lo", "dc", "wf", "dd", "io", "pf", "ht", "dw", "ss"}
 
 
 @dataclass
@@ -37,6 +37,16 @@ class Mapping:
     @property
     def anonymous(self) -> bool:
         return self.inode == 0 and not self.name.startswith(("/", "[v", "[stack", "[uprobes"))
+
+    @property
+    def library(self) -> bool:
+        """Private data of a program or library: pages written to are its own, the others the file's."""
+        return self.name.startswith("/") and not self.name.startswith(("/memfd:", "/dev/", "/SYSV"))
+
+    @property
+    def segment(self) -> bool:
+        """A piece of the store, mapped by merging."""
+        return self.name.startswith("/memfd:udedup-segment")
 
 
 def read_maps(pid: int) -> list[Mapping]:
@@ -88,7 +98,7 @@ def why_refused(mapping: Mapping, pointers: list[int], below: Mapping | None) ->
 
     below: the mapping just under it, when the stack of a running thread has to be told by its guard page.
     """
-    if not mapping.anonymous or mapping.perms != "rw-p":
+    if not (mapping.anonymous or mapping.library) or mapping.perms != "rw-p":
         return "foreign"
     if mapping.flags & _REFUSED_FLAGS:
         return "locked"

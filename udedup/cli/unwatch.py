@@ -1,0 +1,31 @@
+"""udedup unwatch"""
+
+import click
+
+from udedup.domain import Domain
+
+
+@click.command()
+@click.option("--domain", "name", metavar="NAME", help="Domain it takes part in.  [default: found by itself]")
+@click.option("--tree", is_flag=True, help="Its descendants too.")
+@click.argument("pid", type=click.IntRange(min=1))
+def command(name: str | None, tree: bool, pid: int) -> None:
+    """Unmerge a process and take it out of its domain.
+
+    The memory is its own again; the library stays loaded and does nothing. `udedup watch PID --merge`
+    brings it back. Raises no error for descendants that take no part.
+
+    \b
+    udedup unwatch 1234
+    """
+    from udedup.watch.bring_in import take_out
+    from udedup.watch.taking_part import domain_of, require_domain
+    from udedup.watch.target import find
+    from udedup.watch.tree import with_children
+
+    target = find(pid)
+    take_out(pid, require_domain(pid, Domain(name) if name else None))
+    for child in with_children(target)[1:] if tree else ():
+        domain = domain_of(child.pid)
+        if domain is not None:
+            take_out(child.pid, domain)

@@ -1,0 +1,125 @@
+"""Estimates and looks as text and JSON, without rich: what is printed when piped."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from udedup import procmem
+from udedup.cli._common import size
+from udedup.watch.estimate import Estimate, Saving, Scan
+from udedup.watch.memory import PAGE
+from udedup.watch.taking_part import Look
+
+
+def estimate_dict(estimate: Estimate) -> dict[str, Any]:
+    """Stable keys of `watch --once --json` for processes that take no part."""
+    first = estimate.scans[0]
+    memory = procmem.memory(first.target.pid)
+    return {
+        "pid": first.target.pid,
+        "comm": first.target.comm,
+        "takes_part": False,
+        "pss_bytes": memory.pss if memory else 0,
+        "uss_bytes": memory.uss if memory else 0,
+        "rss_bytes": memory.rss if memory else 0,
+        "estimate": estimate.together.as_dict(),
+        "saved_bytes": estimate.together.saved_pages * PAGE,
+        "shared_layout": "unknown",
+        "stopped_ms": 0.0,
+        "cpu_s": round(estimate.cpu_s, 4),
+        "processes": [_scan_dict(scan) for scan in estimate.scans],
+    }
+
+
+def _scan_dict(scan: Scan) -> dict[str, Any]:
+    return {
+        "pid": scan.target.pid,
+        "comm": scan.target.comm,
+        "scanned_pages": scan.present,
+        "fork_shared_pages": scan.relatives,
+        "swapped_pages": scan.swapped,
+        "gone_pages": scan.gone,
+        "huge_bytes": scan.huge_bytes,
+        "refused_bytes": scan.refused_bytes,
+        "volatile_share": round(scan.volatile_share, 4),
+        "seconds": round(scan.seconds, 4),
+        "estimate": scan.within.as_dict() if scan.within else None,
+    }
+
+
+def estimate_text(estimate: Estimate) -> str:
+    lines = []
+    for scan in estimate.scans:
+        lines.append(f"process {scan.target.pid} ({scan.target.comm}) takes no part; merging would save within it")
+        lines.append(_saving_text(scan.within, scan.present))
+        notes = list(_notes(scan))
+        if notes:
+            lines.append("  " + "; ".join(notes))
+    if len(estimate.scans) > 1:
+        pages = sum(scan.present for scan in estimate.scans)
+        lines.append(f"all {len(estimate.scans)} processes together, what is equal between them included")
+        lines.append(_saving_text(estimate.together, pages))
+    lines.append("  an estimate by digests; what a shared layout (`udedup run`) would add is unknown")
+    return "\n".join(lines)
+
+
+def _saving_text(saving: Saving | None, pages: int) -> str:
+    if saving is None:
+        return "  nothing"
+    share = saving.saved_pages / pages * 100 if pages else 0.0
+    return (
+        f"  {size(saving.saved_pages * PAGE)} of {size(pages * PAGE)} ({share:.0f} %): "
+        f"{saving.pages_sharing} duplicate pages, {saving.zero_pages} zero pages; "
+        f"{saving.pages_shared} would be kept for all, {saving.pages_unshared} are unique"
+    )
+
+
+def _notes(scan: Scan) -> Iterable[str]:
+    if scan.relatives:
+        yield f"{size(scan.relatives * PAGE)} shared with a fork relative already"
+    if scan.swapped:
+        yield f"{size(scan.swapped * PAGE)} swapped out, not read"
+    if scan.volatile_share >= 0.005:
+        yield f"{scan.volatile_share * 100:.0f} % changed while we looked: less will merge"
+    if scan.huge_bytes:
+        yield f"{size(scan.huge_bytes)} in huge pages, which merging splits"
+    for cause, nbytes in scan.refused_bytes.items():
+        if nbytes:
+            yield f"{size(nbytes)} not eligible ({cause})"
+
+
+def look_text(look: Look, splits: float) -> str:
+    counters = look.counters
+    freeze = counters.get("freeze_us", {})
+    lines = [
+        f"process {look.target.pid} ({look.target.comm}) takes part in domain {look.domain}{_injected(counters)}",
+        f"  PSS {size(look.memory.pss)}, USS {size(look.memory.uss)}, RSS {size(look.memory.rss)}; "
+        f"saved {size(counters.get('saved_bytes', 0))}",
+        f"  merged {counters.get('merging_pages', 0)}, zero {counters.get('zero_pages', 0)}, "
+        f"unshared {counters.get('pages_unshared', 0)}, volatile {counters.get('pages_volatile', 0)} pages; "
+        f"{splits:.0f} splits/s",
+        f"  pauses {freeze.get('count', 0)}, p50 {freeze.get('p50', 0) / 1000:.1f} ms, "
+        f"max {freeze.get('max', 0) / 1000:.1f} ms; VMAs {counters.get('vmas_used', 0)} of "
+        f"{counters.get('vmas_budget', 0)}; agent {counters.get('agent_cpu_s', 0):.2f} s CPU",
+    ]
+    refused = refusals(counters)
+    if refused:
+        lines.append(f"  not merged: {refused}")
+    lines.append("".join(f"{head:>11}" for head in ("REGION", "SIZE", "PRESENT", "MERGED", "ZERO", "CANDIDATE", "THP")))
+    for region in look.regions:
+        cells = (region.size, region.present, region.merged * PAGE, region.zero * PAGE, region.candidates * PAGE, region.huge)
+        lines.append(f"{region.kind:>11}" + "".join(f"{size(cell):>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _injected(counters: dict[str, Any]) -> str:
+    if counters.get("preloaded", True):
+        return ""
+    return "; brought in while running, so memory of allocators that cannot be intercepted is not merged"
+
+
+def refusals(counters: dict[str, Any]) -> str:
+    """What was refused and why, in words; "" if nothing was."""
+    causes = [f"{cause} {count}" for cause, count in counters.get("merge_failures", {}).items() if count]
+    if counters.get("cause"):
+        causes.append(str(counters["cause"]))
+    return ", ".join(causes)

@@ -1,0 +1,144 @@
+"""One `udedup watch`: which processes, which of them take part, and the next look at them."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from udedup import procmem
+from udedup.domain import Domain
+from udedup.errors import UdedupError
+from udedup.watch import report, view
+from udedup.watch.estimate import Estimate, Progress, estimate
+from udedup.watch.taking_part import Look, Watcher, domain_of, require_domain
+from udedup.watch.target import Target, find, ptrace_scope
+from udedup.watch.tree import with_children
+
+
+@dataclass
+class Found:
+    """One look: at processes that take part, or an estimate."""
+
+    looks: list[Look]
+    estimate: Estimate | None
+    histories: dict[int, view.History]
+
+    def as_json(self) -> Any:
+        if self.estimate:
+            return report.estimate_dict(self.estimate)
+        dicts = [look.as_dict() for look in self.looks]
+        return dicts[0] if len(dicts) == 1 else dicts
+
+    def text(self) -> str:
+        if self.estimate:
+            return report.estimate_text(self.estimate)
+        return "\n".join(report.look_text(look, self.histories[look.target.pid].splits_per_s) for look in self.looks)
+
+
+class Session:
+    """Raises UdedupError from every method when the root process cannot be watched."""
+
+    def __init__(self, pid: int, others: tuple[int, ...], tree: bool, wanted: Domain | None) -> None:
+        self.root = find(pid)
+        self._others = [find(other) for other in others]
+        self._tree, self._wanted = tree, wanted
+        self._watcher: Watcher | None = None
+        self._estimate: Estimate | None = None
+        self._merge_into: Domain | None = None
+        self.histories: dict[int, view.History] = {}
+
+    def __enter__(self) -> "Session":
+        domain = domain_of(self.root.pid)
+        if domain is not None or self._wanted is not None:
+            self._watcher = Watcher(require_domain(self.root.pid, self._wanted))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._watcher:
+            self._watcher.close()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the key s goes through."""
+        return view.PROCESS_COLUMNS if self._tree or self._others else view.REGION_COLUMNS
+
+    def targets(self) -> list[Target]:
+        """The processes watched, the root first."""
+        family = with_children(self.root) if self._tree else [self.root]
+        known = {target.pid for target in family}
+        return family + [other for other in self._others if other.pid not in known]
+
+    def bring_in(self, domain: Domain) -> list[Target]:
+        """Brings the targets into the domain; those brought in now. A child that cannot be is left out."""
+        from udedup.watch.bring_in import bring_in
+
+        self._merge_into = domain
+        came = []
+        for target in self.targets():
+            try:
+                if bring_in(target, domain):
+                    came.append(target)
+            except UdedupError:
+                if target.pid == self.root.pid or target in self._others:
+                    raise
+        return came
+
+    def look(self, progress: Progress) -> Found | None:
+        """The next look; None when the root process has ended."""
+        if not self.root.alive():
+            return None
+        if self._watcher is None:
+            return Found([], estimate(self._readable(), progress), self.histories)
+        if self._merge_into and self._tree:
+            self.bring_in(self._merge_into)
+        looks = self._watcher.look(self.targets())
+        if not looks:
+            if not self.root.alive():
+                return None
+            raise UdedupError(f"process {self.root.pid} has left domain {self._watcher.domain.name!r}; watch it again")
+        for look in looks:
+            self.histories.setdefault(look.target.pid, view.History()).add(look)
+        return Found(looks, None, self.histories)
+
+    def _readable(self) -> list[Target]:
+        """Descendants of other users cannot be read; leave them out, but not what was named."""
+        named = {self.root.pid, *(other.pid for other in self._others)}
+        allowed = os.geteuid() == 0
+        return [t for t in self.targets() if t.pid in named or allowed or t.uid == os.geteuid()]
+
+    def prepare(self, progress: Progress) -> None:
+        """For a process that takes no part: the scan that the live view shows."""
+        if self._watcher is None:
+            self._estimate = estimate(self._readable(), progress)
+
+    def draw(self, sort: str) -> RenderableType | None:
+        """The live view's picture; None when the root has ended."""
+        if self._estimate is not None:
+            return self._draw_estimate(self._estimate)
+        found = self.look(lambda done, total: None)
+        if found is None:
+            return None
+        if len(found.looks) == 1 and not self._tree:
+            look = found.looks[0]
+            return view.one(look, self.histories[look.target.pid], sort)
+        return view.many(found.looks, self.histories, sort)
+
+    def _draw_estimate(self, found: Estimate) -> RenderableType | None:
+        memory = procmem.memory(self.root.pid)
+        if memory is None or not self.root.alive():
+            return None
+        history = self.histories.setdefault(self.root.pid, view.History())
+        history.add_memory(memory)
+        hint = f"bring it in: udedup watch {self.root.pid} --merge"
+        if ptrace_scope() and os.geteuid() != 0:
+            hint = "start it under `udedup run` to merge it"
+        return Group(
+            Text.assemble(("udedup watch  ", "dim"), (f"{self.root.pid} {self.root.comm}", "bold"), "  takes no part"),
+            Text(),
+            view.memory_lines(memory, history),
+            Text(),
+            Text(report.estimate_text(found)),
+            Text(hint, "dim"),
+        )
