@@ -206,6 +206,8 @@ static void look_at_registers(struct ud__hold *h)
          * closed the descriptor even when it says EINTR. */
         if (UD__GUARD_ON(UD__GUARD_EINTR) && (long)regs.orig_ax >= 0 && (long)regs.ax == -EINTR &&
             regs.orig_ax != __NR_close) {
+            unsigned long *args[6] = {&regs.di, &regs.si, &regs.dx, &regs.r10, &regs.r8, &regs.r9};
+            ud__sleepers_shorten(h->pid, t->tid, regs.orig_ax, regs.sp, args);
             regs.ax = (unsigned long)-514l; /* ERESTARTNOHAND */
             if (pt(PT_SETREGSET, t->tid, 1, &iov) == 0)
                 h->repairs++;

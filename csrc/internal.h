@@ -166,6 +166,12 @@ int ud__hold_has_stack(const struct ud__hold *h, uint64_t start, uint64_t end) U
 /* Before a batch, from the agent: UD_CAUSE_* if a thread sleeps where an interruption shows, else -1. */
 int ud__hold_precheck(int pid, int self_tid) UD_HIDDEN;
 
+/* ---- sleepers.c: relative timeouts of calls that are started again ---------------------------------------------- */
+
+void ud__sleepers_begin(void) UD_HIDDEN;
+void ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const uint64_t *args) UD_HIDDEN;
+void ud__sleepers_shorten(int pid, int tid, unsigned long nr, uint64_t sp, unsigned long **args) UD_HIDDEN;
+
 /* ---- job.c, merge.c, unmerge.c: what a holder does ----------------------------------------------------------------- */
 
 enum ud__job_kind { UD__JOB_MERGE, UD__JOB_ZERO, UD__JOB_UNMERGE, UD__JOB_RELOCATE, UD__JOB_DISCARD };

@@ -26,11 +26,22 @@ void ud__job_refuse(struct ud__job *j, uint64_t pages, int cause)
     j->causes[cause] += (uint32_t)pages;
 }
 
-static int near_tls(const struct ud__hold *h, uint64_t start, uint64_t end)
+/* 1 if the pages from start on lie near the TLS of a held thread. Either way *end is cut to where the answer holds. */
+static int near_tls(const struct ud__hold *h, uint64_t start, uint64_t *end)
 {
-    for (int i = 0; i < h->count; i++)
-        if (h->t[i].tls && h->t[i].tls - TLS_BELOW < end && start < h->t[i].tls + TLS_ABOVE)
-            return 1;
+    uint64_t mask = ~(uint64_t)(ud__page - 1);
+    for (int i = 0; i < h->count; i++) {
+        uint64_t low = (h->t[i].tls - TLS_BELOW) & mask, high = (h->t[i].tls + TLS_ABOVE + ud__page) & mask;
+        if (!h->t[i].tls || high <= start || *end <= low)
+            continue;
+        if (start < low) {
+            *end = low;
+            continue;
+        }
+        if (high < *end)
+            *end = high;
+        return 1;
+    }
     return 0;
 }
 
@@ -46,7 +57,7 @@ static int objection(struct ud__job *j, const struct ud__vma *v, uint64_t start,
 {
     if (UD__GUARD_ON(UD__GUARD_MAPCHECK) && !ud__vma_mergeable(v))
         return UD_CAUSE_GONE;
-    if (ud__hold_has_stack(&j->hold, v->start, v->end) || near_tls(&j->hold, start, *end))
+    if (ud__hold_has_stack(&j->hold, v->start, v->end) || near_tls(&j->hold, start, end))
         return UD_CAUSE_STACK;
     if (!ud__region_allows(start, end, j->advised) || ud__own_overlaps(start, *end))
         return UD_CAUSE_LOCKED;

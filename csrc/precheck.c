@@ -52,8 +52,12 @@ static int cannot_stop(unsigned long nr, const uint64_t *args)
     return nr == __NR_clone && (args[0] & 0x4000 /* CLONE_VFORK */);
 }
 
+struct look {
+    int taskfd, self_tid;
+};
+
 /* "running", "-1 ...", or "NR 0xARG0 ... 0xARG5 0xSP 0xPC" */
-static int judge(const char *s)
+static int judge(const struct look *l, int tid, const char *s)
 {
     if (*s < '0' || *s > '9')
         return -1;
@@ -66,21 +70,22 @@ static int judge(const char *s)
             s += 2;
         args[i] = ud__get_hex(&s);
     }
+    ud__sleepers_note(l->taskfd, l->self_tid, tid, nr, args);
     return moves_bytes(nr, args) || cannot_stop(nr, args) ? UD_CAUSE_SYSCALL : -1;
 }
 
-static int look(int taskfd, const char *tid)
+static int look_at(const struct look *l, int tid)
 {
     char path[48], text[256], *end = path + sizeof path;
-    char *at = ud__put_str(path, end, tid);
+    char *at = ud__put_dec(path, end, (uint64_t)tid);
     ud__put_str(at, end, "/syscall");
-    long fd = ud__sys(__NR_openat, taskfd, path, O_RDONLY | O_CLOEXEC);
+    long fd = ud__sys(__NR_openat, l->taskfd, path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return -1;
     long n = ud__sys(__NR_read, fd, text, sizeof text - 1);
     ud__sys(__NR_close, fd);
     text[n > 0 ? n : 0] = 0;
-    return judge(text);
+    return judge(l, tid, text);
 }
 
 int ud__hold_precheck(int pid, int self_tid)
@@ -92,16 +97,18 @@ int ud__hold_precheck(int pid, int self_tid)
     long fd = ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -1;
+    struct look l = {(int)fd, self_tid};
     int cause = -1;
     long n;
+    ud__sleepers_begin();
     while (cause < 0 && (n = ud__sys(__NR_getdents64, fd, buf, sizeof buf)) > 0)
         for (long off = 0; off < n && cause < 0;) {
             uint16_t reclen;
             __builtin_memcpy(&reclen, buf + off + 16, 2);
-            const char *name = buf + off + 19, *digits = name;
-            int tid = (int)ud__get_dec(&digits);
+            const char *name = buf + off + 19;
+            int tid = (int)ud__get_dec(&name);
             if (tid && tid != self_tid)
-                cause = look((int)fd, name);
+                cause = look_at(&l, tid);
             off += reclen;
         }
     ud__sys(__NR_close, fd);

@@ -15,6 +15,7 @@
 #define RANGES 1024u
 #define TODO_PAGES 8192u
 #define TODO_RANGES 2048u
+#define UNTRACKED_PASSES 4
 
 enum { BEGIN, WRITTEN, UNTRACKED, END };
 
@@ -186,6 +187,13 @@ static int begin(void)
     return 0;
 }
 
+/* Split pages, small mappings and library data can wait a little: the kernel walks all merged memory to find them. */
+static int untracked_due(void)
+{
+    return ud__pass.number <= 3 || ud__pass.number % UNTRACKED_PASSES == 0 || ud__a.kicked ||
+           ud__a.ledger.hdr->track_kind != UD_TRACK_UFFD;
+}
+
 static long one_phase(int written)
 {
     long n = written ? ud__track_written(&ud__pass.at, TOP, b->ranges, RANGES, ud__a.knobs.pages_to_scan)
@@ -197,7 +205,7 @@ static long one_phase(int written)
         return r;
     if (ud__pass.at >= TOP) {
         ud__pass.at = 0;
-        ud__pass.phase++;
+        ud__pass.phase = written && untracked_due() ? UNTRACKED : END;
     }
     return n;
 }
@@ -209,9 +217,9 @@ long ud__scan_slice(int *wrapped)
     long r = 0;
     if (ud__pass.phase == BEGIN)
         r = begin();
-    /* a slice goes on over phases until it has found something to digest */
-    for (long found = 0; r >= 0 && found == 0 && (ud__pass.phase == WRITTEN || ud__pass.phase == UNTRACKED);)
-        r = found = one_phase(ud__pass.phase == WRITTEN);
+    uint64_t upto = ud__a.ledger.hdr->pages_scanned + ud__a.knobs.pages_to_scan;
+    while (r >= 0 && ud__a.ledger.hdr->pages_scanned < upto && ud__pass.phase < END)
+        r = one_phase(ud__pass.phase == WRITTEN);
     if (r < 0) {
         ud__pass.phase = BEGIN;
         return r;
