@@ -39,6 +39,22 @@ static void private_descriptors(void)
         ud__sys(__NR_close, fd);
 }
 
+/* One field of /proc/self/stat, counted as proc(5) does; 0 if there is none. The state (3) as its letter. */
+static uint64_t stat_field(int field)
+{
+    char buf[1024];
+    if (ud__read_file("/proc/self/stat", buf, sizeof buf) <= 0)
+        return 0;
+    const char *s = buf, *name_end = buf;
+    for (; *s; s++)
+        if (*s == ')')
+            name_end = s;
+    s = name_end + 2;
+    for (int at = 3; at < field && *s; s++)
+        at += *s == ' ';
+    return field == 3 ? (uint64_t)*s : ud__get_dec(&s);
+}
+
 static int open_all(void)
 {
     char buf[32];
@@ -57,6 +73,7 @@ static int open_all(void)
     ud__a.max_maps = 65530;
     if (ud__read_file("/proc/sys/vm/max_map_count", buf, sizeof buf) > 0)
         ud__a.max_maps = ud__get_dec(&s);
+    ud__a.heap_start = stat_field(47);
     ud__locked_mark(ud__a.pid);
     return 0;
 }
@@ -71,25 +88,10 @@ static void close_all(void)
     ud__segment_reset(1);
 }
 
-/* /proc/PID/stat: the main thread's state, and how many threads the process still has. */
+/* The main thread has left by pthread_exit and no other is there: we alone keep the process alive. */
 static int alone_with_a_zombie(void)
 {
-    char buf[512];
-    if (ud__read_file("/proc/self/stat", buf, sizeof buf) <= 0)
-        return 0;
-    const char *s = buf, *close = buf;
-    for (; *s; s++)
-        if (*s == ')')
-            close = s;
-    if (close[2] != 'Z')
-        return 0;
-    s = close + 2;
-    for (int field = 3; field < 20 && *s; field++) { /* 20: num_threads, zombies not counted twice */
-        while (*s && *s != ' ')
-            s++;
-        s++;
-    }
-    return ud__get_dec(&s) <= 2;
+    return stat_field(3) == 'Z' && stat_field(20) <= 2;
 }
 
 /* setuid in the program: libc does not know this thread, so it keeps the old identity and must go. */

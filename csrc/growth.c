@@ -18,6 +18,11 @@ static _Atomic int64_t mapped;
 static uintptr_t brk_start;
 static _Atomic uint64_t not_before; /* us; 0: no fork to wait for */
 
+int ud__in_heap(uint64_t addr)
+{
+    return &__curbrk && addr >= ud__a.heap_start && addr < (uint64_t)__curbrk;
+}
+
 void ud__growth_init(uint64_t threshold)
 {
     ud__a.threshold = threshold;

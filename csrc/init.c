@@ -51,10 +51,14 @@ static void give_back_stack_size(const char *limit)
     pthread_attr_destroy(&attr);
 }
 
+__attribute__((constructor)) static void come_up(void);
+
+/* Loaded late, the program's calls are bound to libc's madvise already. */
 static int in_front_of_libc(void)
 {
-    extern int madvise(void *, size_t, int);
-    return dlsym(RTLD_DEFAULT, "madvise") == (void *)madvise;
+    Dl_info theirs, ours;
+    return dladdr(dlsym(RTLD_DEFAULT, "madvise"), &theirs) && dladdr((void *)come_up, &ours) &&
+           theirs.dli_fbase == ours.dli_fbase;
 }
 
 __attribute__((constructor)) static void come_up(void)

@@ -224,6 +224,10 @@ long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags,
 /* From an app thread, inside busy: fresh zero pages in place of the merged ones in [start, end). */
 int ud__discard_range(uint64_t start, uint64_t end) UD_HIDDEN;
 
+/* recognise.c: in a hold; 1 if this page's owner is known to call nothing that merging would show to it. */
+int ud__recognised(const struct ud__vma *v, uint64_t page) UD_HIDDEN;
+int ud__in_heap(uint64_t addr) UD_HIDDEN; /* growth.c: between the first and the current end of brk */
+
 /* ---- regions.c: what the program asked for ----------------------------------------------------------------------- */
 
 enum { UD__REG_MERGE = 1, UD__REG_KEEP_OUT = 2 };
@@ -263,6 +267,7 @@ struct ud__agent {
     int kicked;            /* somebody waits in settle: no idle backoff */
     atomic_int merge_any;  /* PR_SET_MEMORY_MERGE */
     uint64_t max_maps;     /* vm.max_map_count */
+    uint64_t heap_start;   /* of brk */
 };
 enum { UD__AGENT_NONE = 0, UD__AGENT_STARTING, UD__AGENT_RUNNING, UD__AGENT_ENDING };
 extern UD_HIDDEN struct ud__agent ud__a;

@@ -64,13 +64,15 @@ static int objection(struct ud__job *j, const struct ud__vma *v, uint64_t start,
     return -1;
 }
 
-static uint32_t equal_row(const struct ud__job *j, uint64_t at, uint32_t slot, uint32_t max)
+static uint32_t equal_row(const struct ud__job *j, const struct ud__vma *v, uint64_t at, uint32_t slot, uint32_t max)
 {
     uint32_t n = 0;
     if (!UD__GUARD_ON(UD__GUARD_COMPARE))
         return max;
     while (n < max) {
         uint64_t off = (uint64_t)n << ud__page_shift;
+        if (!ud__recognised(v, at + off))
+            break;
         if (!ud_equal((const void *)(at + off), j->segbase + ((uint64_t)slot << ud__page_shift) + off, ud__page))
             break;
         n++;
@@ -114,7 +116,7 @@ static uint64_t merge_span(struct ud__job *j, const struct ud__vma *v, uint64_t 
         uint64_t left = (end - at) >> ud__page_shift;
         if (ud__now_us() >= j->stop_us)
             return at;
-        uint32_t n = equal_row(j, at, slot, left < ROW_MAX ? (uint32_t)left : ROW_MAX);
+        uint32_t n = equal_row(j, v, at, slot, left < ROW_MAX ? (uint32_t)left : ROW_MAX);
         if (n) {
             remap_row(j, v, at, n, slot);
         } else {
@@ -174,10 +176,10 @@ void ud__job_merge(struct ud__job *j)
     }
 }
 
-static uint64_t zero_row(uint64_t at, uint64_t end)
+static uint64_t zero_row(const struct ud__vma *v, uint64_t at, uint64_t end)
 {
     uint64_t n = 0;
-    while (at < end && n < ROW_MAX && ud_is_zero((const void *)at, ud__page)) {
+    while (at < end && n < ROW_MAX && ud__recognised(v, at) && ud_is_zero((const void *)at, ud__page)) {
         at += ud__page;
         n++;
     }
@@ -185,10 +187,10 @@ static uint64_t zero_row(uint64_t at, uint64_t end)
 }
 
 /* Zero pages of plain memory need no arena: the kernel has one. Pages of a merged mapping would show their slot. */
-static uint64_t zero_span(struct ud__job *j, uint64_t at, uint64_t end)
+static uint64_t zero_span(struct ud__job *j, const struct ud__vma *v, uint64_t at, uint64_t end)
 {
     while (at < end && ud__now_us() < j->stop_us) {
-        uint64_t n = zero_row(at, end);
+        uint64_t n = zero_row(v, at, end);
         if (!n) {
             ud__job_refuse(j, 1, UD_CAUSE_CHANGED);
             at += ud__page;
@@ -219,7 +221,7 @@ void ud__job_zero(struct ud__job *j)
             if (!bad && v.end < end)
                 end = v.end;
             bad = bad || objection(j, &v, at, &end) >= 0;
-            uint64_t upto = bad ? at + ud__page : zero_span(j, at, end);
+            uint64_t upto = bad ? at + ud__page : zero_span(j, &v, at, end);
             if (bad)
                 ud__job_refuse(j, 1, UD_CAUSE_GONE);
             uint32_t n = (uint32_t)((upto - at) >> ud__page_shift);

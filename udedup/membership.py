@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 MADV_MERGEABLE = 12
 MADV_UNMERGEABLE = 13
 
+#: The domain this process joined, and then the one that stats() and settle() mean.
+_joined: str | None = None
+
+
+def _domain(name: str | None) -> Domain:
+    return Domain(name or _joined or default_name())
+
 
 def join(domain: str | None = None, regions: Literal["all", "advised"] = "all") -> None:
     """Makes this process take part in `domain` (None: $UDEDUP_DOMAIN, else "default").
@@ -30,12 +37,14 @@ def join(domain: str | None = None, regions: Literal["all", "advised"] = "all") 
 
     if os.environ.get("UDEDUP_DISABLE") == "1" or lib.ud_joined():
         return
+    global _joined
     chosen = Domain(domain or default_name())
     # Held until the agent is connected, so that the merger cannot end in between.
     with ensure_merger(chosen):
         _check(
             lib.ud_join(os.fsencode(chosen.socket), regions == "advised"), "cannot join", ok=errno.EALREADY
         )
+    _joined = chosen.name
 
 
 def leave() -> None:
@@ -81,7 +90,7 @@ def stats(domain: str | None = None) -> dict[str, Any]:
     """
     from udedup.client import Client
 
-    with Client(Domain(domain or default_name())) as client:
+    with Client(_domain(domain)) as client:
         reply: dict[str, Any] = client.request("stat")
     mine = (entry for entry in reply["processes"] if entry["pid"] == os.getpid())
     return reply | {"self": next(mine, None)}
@@ -94,7 +103,7 @@ def settle(timeout: float = 60.0, domain: str | None = None) -> bool:
     """
     from udedup.client import Client
 
-    with Client(Domain(domain or default_name())) as client:
+    with Client(_domain(domain)) as client:
         return bool(client.request("settle", timeout=timeout + 10, seconds=timeout)["settled"])
 
 
