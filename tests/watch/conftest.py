@@ -35,4 +35,5 @@ def spawn() -> Iterator[Spawn]:
     yield start
     for process in running:
         process.kill()
+    for process in reversed(running):  # who was traced by a later one can be reaped only after that one's end
         process.communicate()

@@ -1,0 +1,235 @@
+"""Every error a user meets: exit status 1, one line on stderr, with the cause and after `;` the remedy."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from udedup.watch import target as targets
+from udedup.watch.target import PROC, Target, find, why_refused
+
+GCC = shutil.which("gcc")
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+SLEEP = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
+
+
+@pytest.fixture(autouse=True)
+def own_domains(tmp_path, monkeypatch):
+    folder = tmp_path / "domains"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("UDEDUP_DIR", str(folder))
+    monkeypatch.delenv("UDEDUP_DOMAIN", raising=False)
+    monkeypatch.setenv("UDEDUP_LINGER", "0.5")
+
+
+def udedup(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "udedup", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+def refused(*words: object) -> str:
+    """The one line, without `Error: `."""
+    done = udedup(*words)
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("Error: ")
+    cause, _, remedy = lines[0].removeprefix("Error: ").partition("; ")
+    assert cause and remedy, lines[0]
+    return lines[0].removeprefix("Error: ")
+
+
+@pytest.mark.parametrize("verb", [["watch"], ["watch", "--merge"], ["watch", "--once", "--json"], ["unwatch"], ["ps"]])
+def test_no_such_pid(verb):
+    free = next(pid for pid in range(4_000_000, 4_194_304) if not (PROC / str(pid)).exists())
+    assert refused(*verb, free).startswith(f"no process {free}")
+
+
+def test_kernel_thread():
+    for entry in PROC.iterdir():
+        if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[6]) & 0x200000:
+            assert "is a kernel thread" in refused("watch", entry.name)
+            return
+    pytest.skip("no kernel thread is visible here")
+
+
+def test_zombie(spawn):
+    process = spawn(["true"], ready=False)
+    time.sleep(0.3)
+    assert f"{process.pid} (true) is a zombie" in refused("watch", process.pid)
+
+
+def test_thread_and_not_process():
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        assert refused("watch", thread.native_id).endswith(f"watch its process, {os.getpid()}")
+    finally:
+        stop.set()
+        thread.join()
+
+
+@root_only
+def test_other_users_process(spawn):
+    process = spawn(SLEEP)
+    said = as_uid(65534, lambda: why_refused(process.pid))
+    assert said == f"process {process.pid} belongs to uid 0, not to you; run udedup as that user or root"
+    other = spawn(["sleep", "60"], ready=False, user=65534)
+    time.sleep(0.1)
+    assert "and a domain to one user; run udedup as that user" in refused("watch", "--merge", other.pid)
+
+
+def as_uid(uid, function):
+    """What function() returns in a forked child with this uid."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setresuid(uid, uid, uid)
+        os.write(writing, str(function()).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        said = file.read()
+    os.wait()
+    return said
+
+
+@pytest.mark.parametrize("scope, remedy", [(1, "set the sysctl to 0"), (2, "use sudo"), (3, "start it under")])
+def test_ptrace_scope(monkeypatch, scope, remedy):
+    monkeypatch.setattr(targets, "ptrace_scope", lambda: scope)
+    monkeypatch.setattr(os, "geteuid", os.getuid)
+    said = why_refused(os.getpid())
+    assert f"ptrace_scope is {scope}" in said
+    assert remedy in said.partition("; ")[2]
+
+
+def test_ptrace_scope_is_what_the_refused_are_told(spawn, monkeypatch):
+    process = spawn(SLEEP)
+    monkeypatch.setattr(targets, "ptrace_scope", lambda: 1)
+
+    def no(*_):
+        raise PermissionError(1, "no")
+
+    monkeypatch.setattr("udedup.watch.estimate.eligible", no)
+    from udedup.errors import UdedupError
+    from udedup.watch.estimate import estimate
+
+    with pytest.raises(UdedupError, match=rf"may not look into process {process.pid}: kernel.yama.ptrace_scope is 1"):
+        estimate([find(process.pid)])
+
+
+def test_traced_already(spawn):
+    process = spawn(SLEEP)
+    code = (
+        "import sys,time\nfrom udedup.watch.tracer import Tracee\n"
+        f"with Tracee({process.pid}):\n print('ready',flush=True)\n time.sleep(60)\n"
+    )
+    tracer = spawn([sys.executable, "-c", code])
+    said = refused("watch", "--merge", process.pid)
+    assert f"is traced by python, pid {tracer.pid}" in said or f", pid {tracer.pid}; detach" in said
+
+
+def test_stopped(spawn):
+    process = spawn(SLEEP)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.1)
+    assert refused("watch", "--merge", process.pid).endswith(f"`kill -CONT {process.pid}` first")
+
+
+ASM = 'void _start(void) { for (;;) __asm__ volatile("int $0x80" :: "a"(29)); }'  # pause(2) of 32-bit programs
+C = "#include <unistd.h>\nint main(void) { for (;;) pause(); }"
+
+
+@pytest.mark.skipif(not GCC, reason="needs gcc")
+@pytest.mark.parametrize(
+    "compiler, flags, source, cause",
+    [
+        ("gcc", ["-static"], C, "statically linked"),
+        ("musl-gcc", [], C, "linked against musl"),
+        ("gcc", ["-m32", "-static", "-nostdlib", "-fno-pie", "-no-pie"], ASM, "a 32-bit program"),
+    ],
+    ids=["static", "musl", "32-bit"],
+)
+def test_programs_without_our_glibc(spawn, tmp_path, compiler, flags, source, cause):
+    if not shutil.which(compiler):
+        pytest.skip(f"needs {compiler}")
+    (tmp_path / "a.c").write_text(source)
+    built = subprocess.run([compiler, "-o", tmp_path / "a", tmp_path / "a.c", *flags], capture_output=True, text=True)
+    if built.returncode:
+        pytest.skip(f"{compiler} {' '.join(flags)} does not build here")
+    process = spawn([str(tmp_path / "a")], ready=False)
+    time.sleep(0.2)
+    said = refused("watch", "--merge", process.pid)
+    assert cause in said
+    assert process.poll() is None
+
+
+@root_only
+def test_other_pid_namespace(spawn):
+    spawn(["unshare", "--pid", "--fork", "--kill-child", *SLEEP])
+    inner = next(
+        int(entry.name)
+        for entry in PROC.iterdir()
+        if entry.name.isdigit() and len((entry / "status").read_text().split("NSpid:")[1].split("\n")[0].split()) == 2
+    )
+    assert "is in another pid namespace" in refused("watch", "--merge", inner)
+
+
+@root_only
+def test_other_mount_namespace(spawn):
+    from udedup.core import LIBRARY_PATH
+
+    hide = f"mount --make-rprivate / && mount -t tmpfs none {LIBRARY_PATH.parent} && echo ready && exec sleep 60"
+    process = spawn(["unshare", "--mount", "sh", "-c", hide])
+    time.sleep(0.1)
+    assert "is in another mount namespace and cannot see" in refused("watch", "--merge", process.pid)
+
+
+def test_ends_meanwhile(spawn):
+    process = spawn(SLEEP)
+    target = find(process.pid)
+    process.kill()
+    process.wait()
+    with pytest.raises(Exception, match="ended meanwhile; nothing was left behind"), targets.guarded(target.pid):
+        (target.proc / "smaps").read_text()
+    assert not target.alive()
+    reborn = Target(os.getpid(), "x", 0, started=1)
+    assert not reborn.alive(), "another process of the same pid"
+
+
+def test_no_merger(spawn):
+    process = spawn(SLEEP)
+    assert "takes no part; bring it in by" in refused("unwatch", process.pid)
+    assert "no merger runs in domain 'other'" in refused("unwatch", process.pid, "--domain", "other")
+    assert "no merger runs in domain 'other'" in refused("watch", process.pid, "--once", "--domain", "other")
+    rows = json.loads(udedup("ps", "--json", process.pid).stdout)
+    assert [(row["pid"], row["state"], row["enabled"]) for row in rows] == [(process.pid, "not enabled", False)]
+
+
+def test_two_domains(spawn):
+    process = spawn(SLEEP)
+    assert udedup("watch", process.pid, "--merge", "--once", "--domain", "one").returncode == 0
+    said = refused("watch", process.pid, "--merge", "--domain", "two")
+    assert f"takes part in domain 'one' already, and in one only; `udedup unwatch {process.pid}" in said
+    said = refused("watch", process.pid, "--once", "--domain", "two")
+    assert "takes part in domain 'one', not 'two'; use --domain one" in said
+    second = spawn(SLEEP)
+    assert udedup("watch", second.pid, "--merge", "--once", "--domain", "two").returncode == 0
+    said = refused("unwatch", process.pid, "--domain", "two")
+    assert "takes part in domain 'one', not 'two'; use --domain one" in said
+    assert udedup("unwatch", process.pid).returncode == 0
+    assert udedup("unwatch", second.pid).returncode == 0
+
+
+def test_usage_is_2():
+    assert udedup("watch").returncode == 2
+    assert udedup("watch", "x").returncode == 2
+    assert udedup("watch", "1", "--sort", "nothing").returncode == 2
