@@ -20,6 +20,7 @@
 #define LARGE (128u * 1024)
 #define LEAF_BITS 30 /* a leaf covers 1 GiB */
 #define ROOT_COUNT (1u << (47 - LEAF_BITS))
+#define MOVE_STEP (8u << 20)
 #define CACHE_SLOTS 32
 #define CACHE_BYTES (32u << 20)
 #define CACHE_BLOCK_MAX (8u << 20)
@@ -257,23 +258,22 @@ static int resize_would_show(void *p, size_t *have)
     return ud__merged_any((uint64_t)p & ~(uint64_t)(ud__page - 1), (uint64_t)p + *have);
 }
 
-/* Moves the contents into a block of another size: page tables while nothing is merged, bytes otherwise. Where the
- * new block lies must not depend on that, or the workers of a pool would drift apart in layout. */
+/* Moves the contents into a larger block. By copying, never by mremap: what was one mapping is several once a part of it
+ * is tracked or merged, and since Linux 6.17 an mremap over several may fail with some of them moved. Room to grow is
+ * mapped (not touched) at once, so a block that grows step by step is copied seldom; what was copied is given back
+ * as it goes, so a large one is never in memory twice. */
 static void *block_move(void *p, uint64_t pages, size_t bytes)
 {
-    uint64_t from = (uint64_t)p, want = (bytes + ud__page - 1) >> ud__page_shift;
-    uint64_t len = (pages < want ? pages : want) << ud__page_shift;
-    char *fresh = block_new(bytes, 0);
-    if (!fresh)
+    uint64_t from = (uint64_t)p, len = pages << ud__page_shift;
+    char *fresh = block_new(bytes + bytes / 2, 0);
+    if (!fresh && !(fresh = block_new(bytes, 0)))
         return NULL;
-    /* The old range stays mapped, empty, until unmap: else another thread's mapping could be there by then. */
-    ud__busy_enter();
-    long r = -EFAULT;
-    if (!ud__merged_any(from, from + (pages << ud__page_shift)) && !ud__merged_any((uint64_t)fresh, (uint64_t)fresh + len))
-        r = ud__sys(__NR_mremap, p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | 4 /* MREMAP_DONTUNMAP */, fresh);
-    ud__busy_leave();
-    if (ud__is_err(r))
-        memcpy(fresh, p, len);
+    for (uint64_t done = 0; done < len; done += MOVE_STEP) {
+        uint64_t step = len - done < MOVE_STEP ? len - done : MOVE_STEP;
+        memcpy(fresh + done, (char *)p + done, step);
+        if (len > MOVE_STEP)
+            ud__sys(__NR_madvise, from + done, step, MADV_DONTNEED);
+    }
     atomic_store(entry(from, 0), 0);
     unmap(from, pages);
     return fresh;
@@ -282,7 +282,7 @@ static void *block_move(void *p, uint64_t pages, size_t bytes)
 static void *block_resize(void *p, uint64_t pages, size_t bytes)
 {
     uint64_t want = (bytes + ud__page - 1) >> ud__page_shift;
-    if (want == pages || (want < pages && want >= pages - pages / 8))
+    if (want <= pages && want >= pages - pages / 2)
         return p;
     if (bytes < LARGE)
         return copy_to(behind()->malloc(bytes), p, pages, bytes);

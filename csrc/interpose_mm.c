@@ -97,6 +97,13 @@ UD_API int munmap(void *addr, size_t len)
     return (int)out(r);
 }
 
+/* The kernel moves several mappings in one call since 6.17, and may stop half-way. What the program sees as one mapping may
+ * be several by our tracking, so such a move is ours to make. */
+static int pure_move(size_t old_len, size_t new_len, int flags)
+{
+    return flags & MREMAP_FIXED && up(old_len) == up(new_len) && atomic_load(&ud__a.state) != UD__AGENT_NONE;
+}
+
 static int moves_or_grows(size_t old_len, size_t new_len, int flags)
 {
     return up(new_len) > up(old_len) || flags & ~MREMAP_MAYMOVE || old_len == 0;
@@ -105,11 +112,12 @@ static int moves_or_grows(size_t old_len, size_t new_len, int flags)
 /* The kernel's answer, made to hold over pieces that merging made of one mapping. */
 static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flags, void *to)
 {
+    int ours = pure_move(old_len, new_len, flags);
     for (int tries = 0; tries < 8; tries++) {
         ud__busy_enter();
         int merged = ud__merged_any(addr, addr + up(old_len));
         ud__test_gap();
-        long r = merged ? -EFAULT : ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
+        long r = merged || ours ? -EFAULT : ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
         if (!ud__is_err(r) && !merged && flags & MREMAP_FIXED)
             ud__merged_clear((uint64_t)r, (uint64_t)r + up(new_len));
         ud__busy_leave();
@@ -118,6 +126,10 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
         if (old_len == 0 || addr % ud__page || new_len == 0)
             return merged ? -EINVAL : r; /* old_len 0 duplicates shared mappings only */
         r = ud__relocate(addr, up(old_len), up(new_len), flags, (uint64_t)to);
+        if (r == -EFAULT && ours) { /* not plain memory: shared, a file. Such mappings we never cut up */
+            ours = 0;
+            continue;
+        }
         if (r != -EAGAIN)
             return r;
     }
@@ -138,7 +150,7 @@ UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
         if (flags & MREMAP_FIXED)
             settle((uint64_t)to, new_len);
     }
-    if (ever() && moves_or_grows(old_len, new_len, flags))
+    if (pure_move(old_len, new_len, flags) || (ever() && moves_or_grows(old_len, new_len, flags)))
         return (void *)out(remap_across((uint64_t)addr, old_len, new_len, flags, to));
     ud__busy_enter();
     long r = ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
@@ -149,6 +161,8 @@ UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
         ud__note_growth((int64_t)new_len - (int64_t)old_len);
     }
     ud__busy_leave();
+    if (r == -EFAULT && atomic_load(&ud__a.state) != UD__AGENT_NONE) /* tracking has made several mappings of one */
+        r = remap_across((uint64_t)addr, old_len, new_len, flags, to);
     return (void *)out(r);
 }
 

@@ -84,7 +84,7 @@ static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, u
 {
     uint64_t len = (uint64_t)n << ud__page_shift;
     int64_t cost = (at > v->start) + (at + len < v->end);
-    if (n < j->min_run || cost > j->vmas_left) {
+    if (cost > 0 && (n < j->min_run || cost > j->vmas_left)) {
         ud__job_refuse(j, n, UD_CAUSE_VMAS);
         return;
     }
