@@ -10,6 +10,13 @@ from udedup.watch.memory import PAGE
 from udedup.watch.taking_part import Look
 
 
+#: What the view says of a process that was not started under `udedup run`.
+BROUGHT_IN = (
+    "brought in while running: heap, CPython's arenas and advised memory are merged; blocks of allocators "
+    "that cannot be intercepted (large numpy arrays) are not"
+)
+
+
 def estimate_dict(estimate: Estimate) -> dict[str, Any]:
     """Stable keys of `watch --once --json` for processes that take no part."""
     first = estimate.scans[0]
@@ -114,7 +121,7 @@ def look_text(look: Look, splits: float) -> str:
 def _injected(counters: dict[str, Any]) -> str:
     if counters.get("preloaded", True):
         return ""
-    return "; brought in while running, so memory of allocators that cannot be intercepted is not merged"
+    return "; " + BROUGHT_IN
 
 
 def refusals(counters: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from udedup.cli._common import size
 from udedup.procmem import Memory
 from udedup.watch.memory import PAGE
 from udedup.watch.regions import Region
-from udedup.watch.report import refusals
+from udedup.watch.report import BROUGHT_IN, refusals
 from udedup.watch.taking_part import Look
 
 #: Columns of --sort and of the key s; those of regions first.
@@ -101,7 +101,7 @@ def _head(look: Look) -> Text:
         (size(look.counters.get("saved_bytes", 0)), "bold green"),
     )
     if not look.counters.get("preloaded", True):
-        text.append("\nbrought in while running: memory of allocators that cannot be intercepted is not merged", "yellow")
+        text.append(f"\n{BROUGHT_IN}", "yellow")
     return text
 
 
