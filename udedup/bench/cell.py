@@ -28,6 +28,8 @@ from udedup.errors import UdedupError
 LOAD_TIMEOUT_S = 300.0
 CHECK_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 15.0
+DROPPED = ("UDEDUP_", "PYTHONHASHSEED", "LD_PRELOAD")
+KEPT = ("UDEDUP_TRACKING",)  # how changes are found may be chosen from outside
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ def run_cell(
 
 
 def _start(workload: Workload, engine: Engine, spec: Spec, pool: Pool, run: Run) -> subprocess.Popen[bytes]:
-    dropped = ("UDEDUP_", "PYTHONHASHSEED")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    env = {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(DROPPED)}
     command, env = engine.wrap(workload.command(spec, pool.path), env, run)
     log = (run.rundir / f"{run.domain}.log").open("wb")
     with log:

@@ -42,6 +42,7 @@ class Plan:
     limits: Limits = field(default_factory=Limits)
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 1
+    knobs: list[str] = field(default_factory=list)  # KNOB=VALUE, for udedup's engines
 
     def spec(self, each: Workload, rundir: Path) -> Spec:
         """The workload's size under this plan."""
@@ -122,6 +123,7 @@ def _mark_rest(cells: list[Cell], reason: str) -> None:
 
 def _one(plan: Plan, cell: Cell, earlier: list[Cell], folder: Path, started: float, say: Say) -> None:
     each, under = workload(cell.workload), engine(cell.engine)
+    under.knobs = plan.knobs
     spec = plan.spec(each, folder)
     late = plan.budget_s is not None and time.monotonic() - started > plan.budget_s
     reason = (

@@ -28,12 +28,15 @@ def _plan(workloads: tuple[str, ...], options: dict[str, Any]) -> Any:
     from udedup.bench import engines, matrix
     from udedup.bench import workloads as loads
     from udedup.bench.cell import Limits
+    from udedup.knobs import parse_assignment
 
     quick = options["quick"]
     names = _names(",".join(workloads), loads.WORKLOADS, "workload") or list(
         loads.QUICK if quick else loads.WORKLOADS
     )
     chosen = _names(options["engine"], engines.ENGINES, "engine", tuple(engines.HIDDEN))
+    for text in options["knobs"]:
+        parse_assignment(text)
     extra: dict[str, Any] = {}
     if options["modules"]:
         extra["modules"] = [name for name in options["modules"].split(",") if name]
@@ -52,6 +55,7 @@ def _plan(workloads: tuple[str, ...], options: dict[str, Any]) -> Any:
         limits=Limits(merge_s=options["limit"] or (8 if quick else 60), work_s=1.0 if quick else 6.0,
                       idle_s=3.0 if quick else 8.0),
         options=extra,
+        knobs=list(options["knobs"]),
     )  # fmt: skip
 
 
@@ -68,6 +72,7 @@ def _plan(workloads: tuple[str, ...], options: dict[str, Any]) -> Any:
     "--rate", type=click.FloatRange(0, 10), metavar="SHARE", help="Pages `churn` rewrites a second.  [0.1]"
 )
 @click.option("--loader", type=click.Choice(["joblib", "pickle"]), help="How `models` loads.")
+@click.option("--set", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob for udedup's engines.")
 @click.option(
     "--limit",
     type=click.FloatRange(1),

@@ -31,6 +31,7 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.knobs: list[str] = []  # KNOB=VALUE of udedup's own
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, None when it can."""
@@ -69,6 +70,10 @@ class Engine:
     def merged(self, run: Run) -> int:
         """Pages it says are merged or given back: only to see whether that still moves."""
         return 0
+
+    def busy(self, run: Run) -> bool:
+        """True while it says that merges are queued or under way."""
+        return False
 
     def claimed(self, run: Run) -> int | None:
         """Bytes it says it has saved; checked against what the kernel says."""

@@ -43,7 +43,9 @@ class Udedup(Engine):
         return None
 
     def wrap(self, command: list[str], env: dict[str, str], run: Run) -> tuple[list[str], dict[str, str]]:
-        options = ["--domain", run.domain, "--layout", self.layout, "--set", "run=0"]
+        options = ["--domain", run.domain, "--layout", self.layout]
+        for knob in [*self.knobs, "run=0"]:
+            options += ["--set", knob]
         if self.advises:
             options += ["--regions", "advised", "--set", "mode=trap", "--set", "split=trap"]
         base = [sys.executable, "-m", "udedup", "run", *options, "--"]
@@ -84,6 +86,10 @@ class Udedup(Engine):
     def merged(self, run: Run) -> int:
         stat = self._stat(run)
         return int(stat.get("pages_sharing", 0)) + int(stat.get("zero_pages", 0))
+
+    def busy(self, run: Run) -> bool:
+        stat = self._stat(run)
+        return any(stat.get(name, 0) for name in ("queued_pages", "outstanding_pages", "waiting_runs"))
 
     def claimed(self, run: Run) -> int | None:
         saved = self._stat(run).get("saved_bytes")
