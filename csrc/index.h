@@ -95,8 +95,9 @@ UD_API void ud_planner_count(struct ud_planner *p, struct ud_plan_counts *sum, s
 UD_API int ud_planner_session_counts(struct ud_planner *p, uint32_t sid, struct ud_plan_counts *out);
 /* Segments that nothing maps and no plan names, by the last count: at most cap ids into gids. */
 UD_API int ud_planner_idle(struct ud_planner *p, int64_t now, uint32_t *gids, int cap);
-/* Moves live slots out of mostly dead segments, by the last count. Runs queued. */
-UD_API int ud_planner_compact(struct ud_planner *p, int64_t now);
+/* Empties segments that are mostly dead, and those at which many runs are cut, as far as `most` pages of
+ * memory may be used twice meanwhile. By the last count. Segments that are to be emptied. */
+UD_API int ud_planner_compact(struct ud_planner *p, uint64_t most, int64_t now);
 /* 1 if nothing is queued, waiting or outstanding. */
 UD_API int ud_planner_quiet(struct ud_planner *p);
 

@@ -34,6 +34,14 @@ struct ud__tile {
     uint32_t page, copies;
 };
 
+struct ud__run {
+    uint32_t page, n, slot, copies; /* copies: 0, or of the one page */
+};
+
+struct ud__mover { /* a slot of a segment that is emptied: whose page carries its content away */
+    uint32_t sid, page, users;
+};
+
 struct ud__session {
     uint32_t id;
     const struct ud_ledger_header *header;
@@ -63,6 +71,8 @@ struct ud__session {
     uint32_t move_count, move_room, move_next;
     bool moves_sorted;
     uint32_t planned_runs;      /* mappings asked for since it was last quiet */
+    struct ud__run *backs;      /* runs that nobody shares: to be plain memory again */
+    uint32_t back_count, back_room;
     struct ud__tile *tiles;     /* tiles it is to publish */
     uint32_t tile_count, tile_room;
     struct ud_plan_counts counts;
@@ -77,10 +87,9 @@ struct ud__segment {
     int64_t since;  /* when it was attached or last planned with */
     bool counted;   /* a count has run since then */
     bool retiring;  /* its live slots are moved elsewhere: no new uses */
-};
-
-struct ud__run {
-    uint32_t page, n, slot, copies; /* copies: 0, or of the one page */
+    uint32_t breaks, tries; /* by the last look: runs cut at its slots. Times it was to be emptied */
+    int64_t rest_until;     /* not to be emptied before */
+    struct ud__mover *movers;
 };
 
 struct ud__plan {
@@ -109,6 +118,8 @@ struct ud_planner {
     struct ud__plan *plans;
     uint32_t plan_count, plan_room, next_plan, next_sid;
     uint64_t wait_total, move_total, outstanding, queued;
+    uint64_t breaks_left; /* cuts that the last tidying could not mend */
+    int64_t tidied_at;
 };
 
 struct ud__ref {
@@ -153,6 +164,7 @@ void ud__publish_over(struct ud_planner *p, struct ud__plan *plan, uint32_t gid,
 /* plan_merge.c */
 int ud__ready(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n, uint32_t gid, uint32_t slot);
 int ud__make_merge(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf);
+int ud__make_unmerge(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf);
 void ud__drop_moves(struct ud_planner *p, struct ud__session *s);
 
 static inline struct ud__session *ud__session(struct ud_planner *p, uint32_t id)

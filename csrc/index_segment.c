@@ -45,6 +45,7 @@ static void free_segment(struct ud__segment *g)
 {
     free(g->digests);
     free(g->map);
+    free(g->movers);
     free(g);
 }
 

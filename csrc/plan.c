@@ -155,6 +155,7 @@ int ud_planner_leave(struct ud_planner *p, uint32_t sid, int64_t now)
     free(s->waits);
     free(s->moves);
     free(s->tiles);
+    free(s->backs);
     free(s);
     return 0;
 }
@@ -256,7 +257,7 @@ int ud_planner_published(struct ud_planner *p, uint32_t sid, uint32_t number, ui
 int ud_planner_result(struct ud_planner *p, uint32_t sid, uint32_t number, uint32_t merged, uint32_t refused, int64_t now)
 {
     struct ud__plan *plan = ud__plan_find(p, sid, number);
-    if (!plan || plan->type != UD_MSG_MERGE)
+    if (!plan || plan->type == UD_MSG_PUBLISH)
         return -ENOENT;
     struct ud__session *s = ud__session(p, sid);
     struct ud__segment *g = ud__segment(p, plan->gid);
@@ -293,7 +294,8 @@ int ud_planner_next(struct ud_planner *p, int64_t now, struct ud_plan_out *out, 
         return 0;
     /* Merges first: they free memory. Publications take turns. */
     for (uint32_t i = 1; i < p->session_room; i++)
-        if (p->sessions[i] && ud__make_merge(p, p->sessions[i], now, out, buf) == 1)
+        if (p->sessions[i] && (ud__make_merge(p, p->sessions[i], now, out, buf) == 1 ||
+                               ud__make_unmerge(p, p->sessions[i], now, out, buf) == 1))
             return 1;
     for (uint32_t k = 0; k < p->session_room; k++) {
         uint32_t i = (p->next_sid + k) % p->session_room;

@@ -11,7 +11,7 @@
 #define BUSY_AGAIN 100   /* ms until a page whose twin is itself on the move is looked at again */
 #define BUDGET_AGAIN 2000 /* ms until short runs of a session without mappings to spare are */
 #define LONG_RUN 64u     /* runs that are taken even then */
-#define PATIENCE 10      /* short runs wait so many delays at most, however busy their process is */
+#define PATIENCE 60      /* short runs wait so many delays at most, however busy their process is */
 #define BUSY_PAGES 256u  /* changed in one report: its process is busy */
 #define MIRRORS 4u       /* sessions whose page at the same address is asked before the index is */
 #define TILE_SHARE 16u   /* a tile costs at most one page in so many of its row */
@@ -63,11 +63,15 @@ static uint32_t extend_back(struct ud_planner *p, struct ud__session *s, uint32_
     return back;
 }
 
-/* As the agent prices mappings (csrc/exec.c): each merged area may cost two. */
-static bool has_room(const struct ud__session *s)
+/* The shortest run a process takes, as the agent prices it (csrc/exec.c): the scarcer mappings become, the
+ * longer. Each merged area may cost two. Asking for what will be refused costs a hold and gains nothing. */
+static uint32_t price(const struct ud__session *s)
 {
-    uint32_t budget = s->header->vmas_budget, used = s->header->vmas_used;
-    return !budget || 2ull * used + 2ull * s->planned_runs < budget;
+    int64_t budget = s->header->vmas_budget, used = (int64_t)s->header->vmas_used + s->planned_runs;
+    int64_t left = budget - 2 * used;
+    if (!budget || left > budget / 2)
+        return 1;
+    return left > budget / 3 ? 2 : left > budget / 6 ? 4 : left > budget / 16 ? 16 : LONG_RUN;
 }
 
 static bool calm(const struct ud_planner *p, const struct ud__session *s, int64_t now)
@@ -83,7 +87,7 @@ static bool worth(struct ud_planner *p, struct ud__session *s, struct ud__sessio
         return false;
     if (n >= LONG_RUN)
         return true;
-    if (!has_room(s) || (o && !has_room(o))) {
+    if (n < price(s) || (o && n < price(o))) {
         ud__put_off(s, page, now + BUDGET_AGAIN, false);
         return false;
     }

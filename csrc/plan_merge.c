@@ -97,6 +97,36 @@ int ud__make_merge(struct ud_planner *p, struct ud__session *s, int64_t now, str
     return 1;
 }
 
+/* Pages that alone use their slot cost a mapping and save nothing. */
+int ud__make_unmerge(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf)
+{
+    if (!s->back_count || s->merges >= UD__MAX_MERGES)
+        return 0;
+    struct ud__plan *plan = ud__plan_new(p, s, UD_MSG_UNMERGE, UD_MSG_MAX_RUNS, now);
+    if (!plan)
+        return -ENOMEM;
+    struct ud_msg_runs *m = memset(buf, 0, sizeof(*m));
+    while (s->back_count && plan->nruns < UD_MSG_MAX_RUNS) {
+        struct ud__run run = s->backs[--s->back_count];
+        uint64_t vaddr = ud__ledger_vaddr(s, run.page, p->page_size);
+        p->move_total--;
+        plan->runs[plan->nruns++] = run;
+        if (vaddr)
+            m->runs[m->nruns++] = (struct ud_run){vaddr, run.n, 0};
+    }
+    s->merges++;
+    uint32_t bytes = (uint32_t)(sizeof(*m) + m->nruns * sizeof(struct ud_run));
+    m->msg = (struct ud_msg){UD_WIRE_MAGIC, UD_MSG_UNMERGE, UD_WIRE_VERSION, bytes, plan->number};
+    if (!m->nruns) { /* no run would mean everything */
+        for (uint32_t i = 0; i < plan->nruns; i++)
+            ud__claim(s, plan->runs[i].page, plan->runs[i].n, false);
+        ud__plan_end(p, plan);
+        return 0;
+    }
+    *out = (struct ud_plan_out){s->id, 0, bytes, plan->number};
+    return 1;
+}
+
 void ud__drop_moves(struct ud_planner *p, struct ud__session *s)
 {
     for (uint32_t i = s->move_next; i < s->move_count; i++) {
@@ -106,4 +136,6 @@ void ud__drop_moves(struct ud_planner *p, struct ud__session *s)
         p->move_total--;
     }
     s->move_next = s->move_count = 0;
+    p->move_total -= s->back_count;
+    s->back_count = 0;
 }

@@ -145,10 +145,12 @@ class FakeProcess:
         self.header.gen += 1
         return merged, refused
 
-    def unmerge(self) -> None:
-        for vaddr, content in self.memory.items():
+    def unmerge(self, some: list[tuple[int, int, int]] | None = None) -> None:
+        """Some runs, or everything."""
+        pages = [vaddr + i * PAGE for vaddr, npages, _ in some or () for i in range(npages)]
+        for vaddr in pages if some is not None else list(self.memory):
             if self.get(vaddr)[0] == lib.UD_PG_MERGED:
-                self.set(vaddr, lib.UD_PG_STABLE, digest(content, self.key))
+                self.set(vaddr, lib.UD_PG_STABLE, digest(self.memory[vaddr], self.key))
         self.header.gen += 1
 
 
@@ -201,6 +203,9 @@ class Bench:
             elif kind == wire.MERGE:
                 merged, refused = process.merge(plan.data, self.fds[plan.gid])
                 self.planner.result(plan.sid, number, merged, refused)
+            elif kind == wire.UNMERGE:
+                process.unmerge(runs(plan.data))
+                self.planner.result(plan.sid, number, 0, 0)
             done += 1
         return done
 

@@ -228,7 +228,7 @@ int ud_planner_session_counts(struct ud_planner *p, uint32_t sid, struct ud_plan
 
 int ud_planner_idle(struct ud_planner *p, int64_t now, uint32_t *gids, int cap);
 
-int ud_planner_compact(struct ud_planner *p, int64_t now);
+int ud_planner_compact(struct ud_planner *p, uint64_t most, int64_t now);
 
 int ud_planner_quiet(struct ud_planner *p);
 

@@ -104,7 +104,7 @@ def test_alive_never_waits(play: Callable[[Play], Domain]) -> None:
 
 
 def test_no_merger(domains: Path) -> None:
-    with pytest.raises(NoMerger, match=r"no merger runs in domain 'd'; start .* udedup run"):
+    with pytest.raises(NoMerger, match=r"no merger runs in domain 'd'; start .*udedup run"):
         Client(Domain("d"))
 
 

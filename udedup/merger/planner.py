@@ -143,5 +143,6 @@ class Planner:
         gids = ffi.new("uint32_t[256]")
         return [gids[i] for i in range(lib.ud_planner_idle(self._p, now_ms(), gids, 256))]
 
-    def compact(self) -> int:
-        return int(lib.ud_planner_compact(self._p, now_ms()))
+    def compact(self, nbytes: int) -> int:
+        """Tidies the store, using at most nbytes of memory twice meanwhile. Segments to be emptied."""
+        return int(lib.ud_planner_compact(self._p, nbytes // PAGE, now_ms()))

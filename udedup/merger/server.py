@@ -240,6 +240,7 @@ class Server:
         if checked.get("run") == 2:
             self._check_memory_for_unmerge()
         self.change(checked)
+        self.kick()  # as a write to KSM's run wakes ksmd at once
         return self.settings.all()
 
     def change(self, checked: dict[str, int]) -> None:
@@ -248,7 +249,6 @@ class Server:
             self.planner.configure(self.key, self.settings)
             for agent in self._by_sid.values():
                 agent.post(wire.welcome(wire.KNOBS, self.key, self.settings.for_agents()))
-            self.kick()  # as a write to KSM's run wakes ksmd at once
         self.stale()
 
     def _check_memory_for_unmerge(self) -> None:
@@ -287,7 +287,7 @@ class Server:
                 if sid in self._by_sid:
                     self._by_sid[sid].post(wire.forget(info.name, info.npages))
             self.scrubber.forget(gid)
-        self.planner.compact()
+        self.planner.compact(_available_bytes() // 8)
 
     # ---- answers ----
 

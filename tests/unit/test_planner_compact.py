@@ -1,0 +1,137 @@
+"""Tidying the store: dead slots, cut runs, and churn that must leave nothing behind."""
+
+import os
+import random
+import time
+
+from fake_agent import PAGE, Bench, FakeProcess, page, runs
+
+from udedup.core import lib
+from udedup.merger import wire
+
+HERE = 0x7F0000000000
+PLENTY = 1 << 30
+
+
+def free_idle(bench: Bench) -> None:
+    bench.count()
+    for gid in bench.planner.idle():
+        assert bench.planner.drop(gid)
+        name = os.fstat(bench.fds[gid]).st_ino
+        for process in bench.processes.values():
+            process.segments.pop(name, None)
+        os.close(bench.fds.pop(gid))
+
+
+def split(process: FakeProcess, vaddr: int, number: int) -> None:
+    process.write(vaddr, [page(number)], lib.UD_PG_VOLATILE)
+
+
+def test_dead_slots_are_compacted(bench: Bench) -> None:
+    """Two of three pages of a 600-page store are split everywhere; what lives moves to a small segment."""
+    for _ in range(3):
+        bench.join()[1].write(HERE, [page(1 + i) for i in range(600)])
+    bench.settle()
+    for n, process in enumerate(bench.processes.values()):
+        for i in range(600):
+            if i % 3:
+                split(process, HERE + i * PAGE, 10_000 + n * 1000 + i)
+    bench.settle()
+    store = bench.count()[1]
+    assert (store["slots"], store["dead"]) == (600, 400)
+    assert bench.planner.compact(PLENTY) == 1
+    bench.settle()
+    time.sleep(2.1)
+    free_idle(bench)
+    sums, store = bench.count()
+    assert (store["slots"], store["dead"]) == (200, 0)
+    assert (sums["shared"], sums["sharing"], sums["lost"]) == (200, 400, 0)
+
+
+def test_slots_with_one_user_go_back(bench: Bench) -> None:
+    for _ in range(2):
+        bench.join()[1].write(HERE, [page(1 + i) for i in range(200)])
+    bench.settle()
+    first, second = bench.processes.values()
+    for i in range(0, 200, 2):
+        split(first, HERE + i * PAGE, 5000 + i)
+        split(second, HERE + i * PAGE, 6000 + i)
+        split(second, HERE + (i + 1) * PAGE, 7000 + i)
+    bench.settle()
+    bench.count()
+    assert bench.planner.compact(PLENTY) == 1
+    bench.settle()
+    back = [run for kind, _, data in bench.sent if kind == wire.UNMERGE for run in runs(data)]
+    assert sum(n for _, n, _ in back) == 100
+    time.sleep(2.1)
+    free_idle(bench)
+    assert bench.count()[1]["slots"] == 0
+
+
+def test_compaction_is_bounded_by_memory(bench: Bench) -> None:
+    for _ in range(2):
+        bench.join()[1].write(HERE, [page(1 + i) for i in range(600)])
+    bench.settle()
+    for n, process in enumerate(bench.processes.values()):
+        for i in range(0, 600, 2):
+            split(process, HERE + i * PAGE, 10_000 + n * 1000 + i)
+    bench.settle()
+    bench.count()
+    assert bench.planner.compact(299 * PAGE) == 0
+    assert bench.planner.compact(300 * PAGE) == 1
+
+
+def test_runs_published_piecemeal_are_mended(bench: Bench) -> None:
+    """Pages of one array become candidates in a random order: many cut runs, then one."""
+    order = list(range(1024))
+    random.Random(3).shuffle(order)
+    processes = [bench.join()[1] for _ in range(3)]
+    for some in range(0, 1024, 128):
+        for process in processes:
+            for i in order[some : some + 128]:
+                process.write(HERE + i * PAGE, [page(1 + i)])
+        bench.settle()
+    assert bench.count()[0]["merged"] == 3 * 1024
+    time.sleep(2.1)
+    bench.count()
+    assert bench.planner.compact(PLENTY) > 1
+    bench.sent.clear()
+    bench.settle()
+    assert [len(runs(data)) for kind, _, data in bench.sent if kind == wire.PUBLISH] == [1]
+    assert [len(runs(data)) for kind, _, data in bench.sent if kind == wire.MERGE] == [1, 1]
+    time.sleep(2.1)
+    free_idle(bench)
+    assert bench.count()[1]["slots"] == 1024
+
+
+def test_a_day_of_churn_leaves_nothing(bench: Bench) -> None:
+    """Sessions that register, merge, split and leave, thousands of times: store, descriptors and memory stay flat."""
+    rng = random.Random(5)
+    base = bench.join()[1]
+    base.write(HERE, [page(1 + i) for i in range(64)])
+    peaks: list[int] = []
+    memory: list[int] = []
+    for cycle in range(1500):
+        sid, process = bench.join(FakeProcess(capacity=512))
+        process.write(HERE, [page(1 + i) for i in range(64)])
+        process.write(HERE + (1 << 30), [page(rng.randrange(1 << 30)) for _ in range(16)])
+        for one in (base, process):
+            one.end_pass()
+        for any_sid in bench.processes:
+            bench.planner.scan(any_sid)
+        while bench.step():
+            pass
+        for _ in range(4):
+            split(process, HERE + rng.randrange(64) * PAGE, rng.randrange(1 << 30))
+        process.end_pass()
+        bench.planner.scan(sid)
+        bench.planner.leave(sid)
+        bench.processes.pop(sid).close()
+        if cycle % 100 == 99:
+            free_idle(bench)
+            store = bench.count()[1]
+            peaks.append(store["slots"])
+            memory.append(store["metadata_bytes"])
+    assert max(peaks) <= 256, peaks
+    assert memory[-1] <= memory[2] * 1.2 + 4096, memory
+    assert len(os.listdir("/proc/self/fd")) < 64
