@@ -176,40 +176,65 @@ static int cause_of(int r)
     return r == -EBUSY || r == -EAGAIN ? UD_CAUSE_BUSY : r == -ENOMEM ? UD_CAUSE_NOMEM : UD_CAUSE_GONE;
 }
 
-/* Pages of the piece dealt with; 0 when the job must be given up for now. */
-static uint32_t one_chunk(struct ud__job *j, const struct ud__piece *p)
+/* Cuts the chunk to what one mapping, and the advice, has to say of it; 1 if it may be worked on, and *plain: the
+ * program may write there. Relocated library data (R only) is never merged here, but may have been in mode stop. */
+static int may_work(struct ud__job *j, struct ud__piece *chunk, int *plain)
 {
-    struct ud__piece chunk = {p->vaddr, p->npages < CHUNK ? p->npages : CHUNK, p->slot};
+    uint64_t at = chunk->vaddr, end = at + ((uint64_t)chunk->npages << ud__page_shift);
+    int cause = UD_CAUSE_GONE;
     struct ud__vma v;
-    uint64_t at = p->vaddr;
-    if (ud__maps_refresh(&j->maps) || ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_plain(&v)) {
-        ud__job_refuse(j, 1, UD_CAUSE_GONE);
-        return 1;
+    if (!ud__maps_refresh(&j->maps) && !ud__maps_find(&j->maps, at, &v) && v.start <= at && ud__vma_mergeable(&v)) {
+        *plain = ud__vma_plain(&v);
+        if (v.end < end)
+            end = v.end;
+        cause = j->kind == UD__JOB_UNMERGE || (*plain && ud__region_allows(at, &end, 1)) ? -1 : UD_CAUSE_LOCKED;
+    } else {
+        end = at + ud__page;
     }
-    uint64_t rest = (v.end - at) >> ud__page_shift;
-    if (rest < chunk.npages)
-        chunk.npages = (uint32_t)rest;
-    uint32_t n = chunk.npages;
-    uint64_t end = at + ((uint64_t)n << ud__page_shift);
+    chunk->npages = (uint32_t)((end - at) >> ud__page_shift);
+    if (cause >= 0)
+        ud__job_refuse(j, chunk->npages, cause);
+    return cause < 0;
+}
+
+/* The work on a chunk, between the two ends of its window. 0, or why there was none (-errno). */
+static int in_window(struct ud__job *j, struct ud__piece *chunk)
+{
+    uint64_t at = chunk->vaddr, end = at + ((uint64_t)chunk->npages << ud__page_shift);
+    uint32_t slot = chunk->slot;
     int r = close_chunk(j, at, end);
+    if (r)
+        return r;
     uint64_t began = ud__now_us();
-    if (r && j->kind == UD__JOB_UNMERGE) {
-        j->cause_begin = cause_of(r);
-        return 0;
-    }
-    if (r) {
-        ud__job_refuse(j, n, cause_of(r));
-        return n;
-    }
-    work_on(j, &chunk);
+    work_on(j, chunk);
     if (j->kind == UD__JOB_MERGE)
-        end_merged(j, at, end, p->slot);
+        end_merged(j, at, end, slot);
     else
         ud__trap_end(at, end, UD__TRAP_OPEN);
     uint64_t took = ud__now_us() - began;
     j->pause_us = took > j->pause_us ? took : j->pause_us;
-    if (j->kind == UD__JOB_UNMERGE && chunk.npages) /* out of memory: the rest stays merged */
-        return n - chunk.npages;
+    return 0;
+}
+
+/* Pages of the piece dealt with; 0 when the job must be given up for now. */
+static uint32_t one_chunk(struct ud__job *j, const struct ud__piece *p)
+{
+    struct ud__piece chunk = {p->vaddr, p->npages < CHUNK ? p->npages : CHUNK, p->slot};
+    int plain, r = 0;
+    if (!may_work(j, &chunk, &plain))
+        return chunk.npages;
+    uint32_t n = chunk.npages;
+    if (plain)
+        r = in_window(j, &chunk);
+    else
+        work_on(j, &chunk); /* nobody can write there anyway */
+    if (j->kind == UD__JOB_UNMERGE) { /* what is left of it stays merged */
+        if (r)
+            j->cause_begin = cause_of(r);
+        return r ? 0 : n - chunk.npages;
+    }
+    if (r)
+        ud__job_refuse(j, n, cause_of(r));
     return n;
 }
 

@@ -71,6 +71,16 @@ static void default_action(void)
     crash();
 }
 
+/* Not a write, and the page is writable: nothing to retry. */
+static void runs_data(void)
+{
+    start();
+    ud__trap_open((uint64_t)page, (uint64_t)page + PAGE);
+    void (*data)(void);
+    memcpy(&data, &page, sizeof data);
+    data();
+}
+
 static void default_by_kill(void)
 {
     start();
@@ -319,6 +329,7 @@ static void test_program_handlers(void)
     CHECK(!mprotect(read_only, PAGE, PROT_READ));
     DIES(default_action, SIGSEGV);
     DIES(default_by_kill, SIGSEGV);
+    DIES(runs_data, SIGSEGV);
     EXITS(one_before, 7);
     EXITS(one_after, 7);
     EXITS(three_before, 8);

@@ -158,6 +158,36 @@ static void test_open_all(void)
     munmap(q, 3 * PAGE);
 }
 
+static void *opens_all(void *arg)
+{
+    ud__trap_open_all();
+    atomic_store((atomic_int *)arg, 1);
+    return NULL;
+}
+
+/* Whoever opens pages waits for a window over them, as a writer does. */
+static void test_openers_respect_windows(void)
+{
+    enable();
+    char *p = new_region(4);
+    int pipes[2];
+    atomic_int opened = 0;
+    pthread_t t;
+    CHECK(!pipe(pipes) && write(pipes[1], "abcd", 4) == 4);
+    CHECK(!merge(p, 4, 1));
+    CHECK(!ud__trap_begin((uint64_t)p, (uint64_t)p + 4 * PAGE, NULL, NULL));
+    CHECK(!pthread_create(&t, NULL, opens_all, &opened));
+    usleep(30000);
+    CHECK(!atomic_load(&opened));
+    CHECK(read(pipes[0], p, 4) == -1 && errno == EFAULT, "the window was broken");
+    ud__trap_end((uint64_t)p, (uint64_t)p + 4 * PAGE, UD__TRAP_PROTECTED);
+    pthread_join(t, NULL);
+    CHECK(read(pipes[0], p, 4) == 4);
+    close(pipes[0]);
+    close(pipes[1]);
+    munmap(p, 4 * PAGE);
+}
+
 /* ---- fork ------------------------------------------------------------------------------------------ */
 
 static void child_writes_everywhere(void)
@@ -175,6 +205,13 @@ static void child_with_an_agent(void)
     child_writes_everywhere();
 }
 
+static void child_with_an_agent_elsewhere(void)
+{
+    enable();
+    CHECK(!merge(shared + 4 * PAGE, 4, 1)); /* the other pages were left closed by the parent's agent */
+    child_writes_everywhere();
+}
+
 static void test_fork(void)
 {
     char text[128];
@@ -189,6 +226,7 @@ static void test_fork(void)
     CHECK(!ud__trap_begin((uint64_t)shared, (uint64_t)shared + 8 * PAGE, NULL, NULL));
     EXITS(child_writes_everywhere, 0); /* amid a window: there is no agent to end it */
     EXITS(child_with_an_agent, 0);
+    EXITS(child_with_an_agent_elsewhere, 0);
     ud__trap_end((uint64_t)shared, (uint64_t)shared + 8 * PAGE, UD__TRAP_OPEN);
     CHECK(shared[1] == 1);
     CHECK(!merge(shared, 8, 1) && !atomic_load(counter));
@@ -362,6 +400,7 @@ int main(int argc, char **argv)
         { "writable", test_writable },
         { "settle_forgets", test_settle_forgets },
         { "open_all", test_open_all },
+        { "openers_respect_windows", test_openers_respect_windows },
         { "fork", test_fork },
         { "no_vmas_left", test_no_vmas_left },
         { "signal_storm", test_signal_storm },
