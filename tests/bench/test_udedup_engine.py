@@ -27,7 +27,7 @@ def test_equal_arrays_are_merged(cells):
 def test_cpu_from_outside_agrees_with_what_stat_says(cells):
     """Each side to a tenth, and two ticks for each process: /proc counts reaped helpers in ticks."""
     _, found = cells
-    stat = found.counters
+    stat = found.counters_end
     inside = stat["merger"]["cpu_s"] + sum(each["agent_cpu_s"] for each in stat["processes"])
     assert inside == pytest.approx(stat["cpu_by_proc_s"], rel=0.10, abs=0.02 * (len(stat["processes"]) + 1))
 

@@ -115,6 +115,7 @@ def _phases(
     try:
         phases.merge(meter, cell, _app(workload, spec, pool, executor, limits), workload, limits.merge_s, say)
         cell.final = meter.snapshot(outside)
+        cell.counters = engine.counters(run)
         phases.judge_claim(meter, cell, workload.forks)
         if workload.works:
             say("application, merged")

@@ -72,7 +72,7 @@ class Keeper:
         self.saved = read_all(KNOBS)
         # In use already: unmerging everything would hurt whoever switched it on.
         self.in_use = self.saved.get("run") != "0" or counters().get("pages_shared", 0) > 0
-        command = [sys.executable, "-m", "udedup.bench.guard"]
+        command = [sys.executable, "-P", "-m", "udedup.bench.guard"]
         pipe = subprocess.PIPE
         self._guard = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
         assert self._guard.stdin and self._guard.stdout

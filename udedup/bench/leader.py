@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     """Spawns and waits; returns the first bad exit status."""
     path, text = argv
     spec = Spec.decode(text)
-    command = [sys.executable, "-m", "udedup.bench.worker", path]
+    command = [sys.executable, "-P", "-m", "udedup.bench.worker", path]
     workers = [subprocess.Popen([*command, str(index), text]) for index in range(spec.workers)]
     return next((code for code in [worker.wait() for worker in workers] if code), 0)
 

@@ -94,7 +94,7 @@ class Quiet:
     def __init__(self, meter: Meter) -> None:
         self.engine, self.run = meter.engine, meter.run
         self.step = max(16.0, MOVED_SHARE * meter.totals()[0] / procfs.PAGE) if meter.rows["t"] else 16.0
-        self.merged, self.since = self.engine.merged(self.run), self.engine.passes(self.run)
+        self.stood, self.since = self.engine.moving(self.run), self.engine.passes(self.run)
         self.begun = time.monotonic()
 
     def reached(self) -> bool:
@@ -102,9 +102,9 @@ class Quiet:
         passes = self.engine.passes(self.run)
         if passes is None or self.since is None:
             return time.monotonic() - self.begun > 1.0
-        merged = self.engine.merged(self.run)
-        if abs(merged - self.merged) > self.step:
-            self.merged, self.since, self.begun = merged, passes, time.monotonic()
+        now = self.engine.moving(self.run)
+        if any(abs(a - b) > self.step for a, b in zip(now, self.stood, strict=True)):
+            self.stood, self.since, self.begun = now, passes, time.monotonic()
         if self.engine.busy(self.run):
             self.since, self.begun = passes, time.monotonic()
         return passes >= self.since + QUIET_PASSES + 1 and time.monotonic() - self.begun > QUIET_S
@@ -222,8 +222,8 @@ def idle(meter: Meter, seconds: float) -> dict[str, float]:
 
 def note_counters(meter: Meter, cell: Cell) -> None:
     """Keeps what the engine says of itself, its pauses apart; and its whole CPU by /proc, to compare with."""
-    cell.counters = meter.engine.counters(meter.run)
-    cell.counters["cpu_by_proc_s"] = meter.engine.cpu(meter.run)
-    pauses = cell.counters.get("freeze_us")
+    cell.counters_end = meter.engine.counters(meter.run)
+    cell.counters_end["cpu_by_proc_s"] = meter.engine.cpu(meter.run)
+    pauses = cell.counters_end.get("freeze_us")
     if isinstance(pauses, dict):
         cell.freeze_us = {name: float(value) for name, value in pauses.items() if value is not None}

@@ -39,7 +39,8 @@ class Cell:
     idle: dict[str, float] = field(default_factory=dict)
     freeze_us: dict[str, float] = field(default_factory=dict)
     checks: list[str] = field(default_factory=list)
-    counters: dict[str, Any] = field(default_factory=dict)
+    counters: dict[str, Any] = field(default_factory=dict)  # what the engine says of itself, once settled
+    counters_end: dict[str, Any] = field(default_factory=dict)  # and before the results were asked for
     timeline: dict[str, list[float]] = field(default_factory=dict)
 
     @property

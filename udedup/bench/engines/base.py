@@ -67,9 +67,9 @@ class Engine:
         """Full passes over the pool so far, None when it makes none."""
         return None
 
-    def merged(self, run: Run) -> int:
-        """Pages it says are merged or given back: only to see whether that still moves."""
-        return 0
+    def moving(self, run: Run) -> tuple[int, ...]:
+        """Counts of pages that stand still once it has settled: merged, given back, not yet judged."""
+        return (0,)
 
     def busy(self, run: Run) -> bool:
         """True while it says that merges are queued or under way."""
@@ -92,4 +92,4 @@ class Engine:
 
 def launcher(options: list[str], command: list[str]) -> list[str]:
     """The command behind udedup.bench.launch."""
-    return [sys.executable, "-m", "udedup.bench.launch", *options, "--", *command]
+    return [sys.executable, "-P", "-m", "udedup.bench.launch", *options, "--", *command]

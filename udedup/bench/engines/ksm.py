@@ -60,12 +60,12 @@ class Ksm(Engine):
     def passes(self, run: Run) -> float | None:
         return float(ksmknobs.read("full_scans"))
 
-    def merged(self, run: Run) -> int:
+    def moving(self, run: Run) -> tuple[int, ...]:
         now = ksmknobs.counters()
-        return now.get("pages_sharing", 0) + now.get("ksm_zero_pages", 0)
+        return (now.get("pages_sharing", 0) + now.get("ksm_zero_pages", 0),)
 
     def claimed(self, run: Run) -> int | None:
-        return self.merged(run) * procfs.PAGE
+        return self.moving(run)[0] * procfs.PAGE
 
     def counters(self, run: Run) -> dict[str, Any]:
         return {**ksmknobs.counters(), "knobs": ksmknobs.read_all(ksmknobs.KNOBS)}

@@ -48,7 +48,7 @@ class Udedup(Engine):
             options += ["--set", knob]
         if self.advises:
             options += ["--regions", "advised", "--set", "mode=trap", "--set", "split=trap"]
-        base = [sys.executable, "-m", "udedup", "run", *options, "--"]
+        base = [sys.executable, "-P", "-m", "udedup", "run", *options, "--"]
         return [*base, *command], {**env, "UDEDUP_DIR": str(run.rundir)}
 
     def start(self, run: Run) -> None:
@@ -83,9 +83,10 @@ class Udedup(Engine):
         # The slowest process decides: a pass of the pool is a pass of each.
         return min(counts) if counts else 0.0
 
-    def merged(self, run: Run) -> int:
+    def moving(self, run: Run) -> tuple[int, ...]:
         stat = self._stat(run)
-        return int(stat.get("pages_sharing", 0)) + int(stat.get("zero_pages", 0))
+        merged = int(stat.get("pages_sharing", 0)) + int(stat.get("zero_pages", 0))
+        return merged, int(stat.get("pages_volatile", 0))
 
     def busy(self, run: Run) -> bool:
         stat = self._stat(run)

@@ -71,7 +71,7 @@ class Workload:
 
     def command(self, spec: Spec, socket_path: str) -> list[str]:
         """The pool's command, before an engine wraps it."""
-        return [sys.executable, "-m", "udedup.bench.leader", socket_path, spec.encode()]
+        return [sys.executable, "-P", "-m", "udedup.bench.leader", socket_path, spec.encode()]
 
     def hellos(self, spec: Spec) -> int:
         """How many processes say hello."""

@@ -64,7 +64,7 @@ class Forkpool(Workload):
         self.summary = f"pre-fork parent with Python objects, {how} gc.freeze()"
 
     def command(self, spec: Spec, socket_path: str) -> list[str]:
-        return [sys.executable, "-m", "udedup.bench.workloads.forkpool", socket_path, spec.encode()]
+        return [sys.executable, "-P", "-m", "udedup.bench.workloads.forkpool", socket_path, spec.encode()]
 
     def hellos(self, spec: Spec) -> int:
         return spec.workers + 1

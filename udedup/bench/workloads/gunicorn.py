@@ -43,7 +43,7 @@ class Gunicorn(Workload):
             "from gunicorn.app.wsgiapp import run;sys.exit(run())"
         )
         return [
-            sys.executable, "-c", code, settings, "udedup.bench.workloads.gunicorn_app:app",
+            sys.executable, "-P", "-c", code, settings, "udedup.bench.workloads.gunicorn_app:app",
             "-c", "python:udedup.bench.workloads.gunicorn_conf", "-w", str(spec.workers), "-k", "gthread",
             "--threads", "2", "-b", f"127.0.0.1:{self.port}", "--log-level", "error", "--no-control-socket",
         ]  # fmt: skip
@@ -51,7 +51,7 @@ class Gunicorn(Workload):
     def drive(self, spec: Spec, seconds: float) -> dict[str, Any] | None:
         """Load by a client process of its own; its figures."""
         url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "udedup.bench.httpload", url, str(seconds), str(CONNECTIONS)]
+        command = [sys.executable, "-P", "-m", "udedup.bench.httpload", url, str(seconds), str(CONNECTIONS)]
         done = subprocess.run(command, stdout=subprocess.PIPE, timeout=seconds + 60, check=True)
         found = json.loads(done.stdout)
         assert isinstance(found, dict)
