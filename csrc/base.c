@@ -15,10 +15,11 @@ UD_HIDDEN unsigned ud__page_shift = 12;
 
 #define HINT_START 0x200000000000ull
 #define HINT_END 0x400000000000ull
-#define OWN_MAX 128
+#define OWN_MAX 512
 static struct own {
     _Atomic uint64_t start, end;
 } own[OWN_MAX];
+static atomic_int own_high; /* slots beyond were never used */
 
 void ud__base_init(void)
 {
@@ -48,6 +49,9 @@ void ud__own_add(const void *p, size_t bytes)
         uint64_t none = 0;
         if (atomic_compare_exchange_strong(&own[i].start, &none, (uint64_t)p)) {
             atomic_store(&own[i].end, (uint64_t)p + bytes);
+            int high = atomic_load(&own_high);
+            while (high <= i && !atomic_compare_exchange_weak(&own_high, &high, i + 1)) {
+            }
             return;
         }
     }
@@ -65,7 +69,7 @@ void ud__own_del(const void *p)
 
 int ud__own_overlaps(uint64_t start, uint64_t end)
 {
-    for (int i = 0; i < OWN_MAX; i++) {
+    for (int i = 0, n = atomic_load_explicit(&own_high, memory_order_acquire); i < n; i++) {
         uint64_t e = atomic_load(&own[i].end);
         if (e && atomic_load(&own[i].start) < end && start < e)
             return 1;

@@ -20,6 +20,7 @@ struct ud__pass {
     uint64_t fresh;       /* of those, pages never seen before */
     uint64_t grew_us;     /* since when the program grows without a pause; 0: it does not */
     int phase;
+    int thorough;         /* this pass reads the mappings and looks at untracked pages too */
     int force_resync;
     struct ud__range zero[256]; /* zero pages that have earned giving back */
     size_t zeros;

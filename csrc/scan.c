@@ -15,7 +15,7 @@
 #define RANGES 1024u
 #define TODO_PAGES 8192u
 #define TODO_RANGES 2048u
-#define UNTRACKED_PASSES 4
+#define THOROUGH_PASSES 4
 
 enum { BEGIN, WRITTEN, UNTRACKED, END };
 
@@ -171,27 +171,29 @@ static int take_ranges(long n, int written)
     return ud__pass_flush();
 }
 
+/* New mappings, split pages and library data can wait a little: to find them the kernel walks all mappings and all
+ * merged memory. In between a pass asks only what was written under tracking. */
+static int thorough(void)
+{
+    return ud__pass.number <= 3 || ud__pass.number % THOROUGH_PASSES == 0 || ud__a.kicked || ud__pass.force_resync ||
+           ud__a.ledger.hdr->track_kind != UD_TRACK_UFFD;
+}
+
 static int begin(void)
 {
     if (!b && !(b = ud__alloc(sizeof *b)))
         return -ENOMEM;
-    int r = ud__space_read(&ud__pass.space);
+    ud__pass.number++;
+    ud__pass.thorough = thorough();
+    int r = ud__pass.thorough ? ud__space_read(&ud__pass.space) : 0;
     if (r)
         return r;
-    ud__pass.number++;
     ud__pass.began_us = ud__now_us();
     ud__pass.written = ud__pass.fresh = 0;
     ud__pass.zero_digest = ud__zero_digest();
     ud__pass.at = 0;
     ud__pass.phase = WRITTEN;
     return 0;
-}
-
-/* Split pages, small mappings and library data can wait a little: the kernel walks all merged memory to find them. */
-static int untracked_due(void)
-{
-    return ud__pass.number <= 3 || ud__pass.number % UNTRACKED_PASSES == 0 || ud__a.kicked ||
-           ud__a.ledger.hdr->track_kind != UD_TRACK_UFFD;
 }
 
 static long one_phase(int written)
@@ -205,7 +207,7 @@ static long one_phase(int written)
         return r;
     if (ud__pass.at >= TOP) {
         ud__pass.at = 0;
-        ud__pass.phase = written && untracked_due() ? UNTRACKED : END;
+        ud__pass.phase = written && ud__pass.thorough ? UNTRACKED : END;
     }
     return n;
 }
