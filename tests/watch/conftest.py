@@ -1,5 +1,6 @@
 """Real processes for the watch tests; each is killed at the end of its test."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ def spawn() -> Iterator[Spawn]:
     """Starts targets/NAME.py (or a whole command line) and waits for its line `ready`."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(name: str | list[str], *args: object, ready: bool = True, **options: object) -> subprocess.Popen[str]:
+    def start(
+        name: str | list[str], *args: object, ready: bool = True, **options: object
+    ) -> subprocess.Popen[str]:
         command = name if isinstance(name, list) else [sys.executable, str(TARGETS / f"{name}.py")]
         process = subprocess.Popen(
             [*command, *map(str, args)],
@@ -36,4 +39,8 @@ def spawn() -> Iterator[Spawn]:
     for process in running:
         process.kill()
     for process in reversed(running):  # who was traced by a later one can be reaped only after that one's end
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe:
+                with contextlib.suppress(OSError):  # what was not sent cannot be sent any more
+                    pipe.close()

@@ -1,4 +1,6 @@
-"""Run as a program: injects LIBRARY into PID once, and dies by SIGKILL before its N-th ptrace request if N is given."""
+"""Run as a program: injects LIBRARY into PID once, and dies by SIGKILL before its N-th ptrace request if N is
+given.
+"""
 
 import os
 import signal

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -47,7 +46,9 @@ def refused(*words: object) -> str:
     return lines[0].removeprefix("Error: ")
 
 
-@pytest.mark.parametrize("verb", [["watch"], ["watch", "--merge"], ["watch", "--once", "--json"], ["unwatch"], ["ps"]])
+@pytest.mark.parametrize(
+    "verb", [["watch"], ["watch", "--merge"], ["watch", "--once", "--json"], ["unwatch"], ["ps"]]
+)
 def test_no_such_pid(verb):
     free = next(pid for pid in range(4_000_000, 4_194_304) if not (PROC / str(pid)).exists())
     assert refused(*verb, free).startswith(f"no process {free}")
@@ -55,7 +56,10 @@ def test_no_such_pid(verb):
 
 def test_kernel_thread():
     for entry in PROC.iterdir():
-        if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[6]) & 0x200000:
+        if (
+            entry.name.isdigit()
+            and int((entry / "stat").read_text().rpartition(")")[2].split()[6]) & 0x200000
+        ):
             assert "is a kernel thread" in refused("watch", entry.name)
             return
     pytest.skip("no kernel thread is visible here")
@@ -102,7 +106,9 @@ def as_uid(uid, function):
     return said
 
 
-@pytest.mark.parametrize("scope, remedy", [(1, "set the sysctl to 0"), (2, "use sudo"), (3, "start it under")])
+@pytest.mark.parametrize(
+    "scope, remedy", [(1, "set the sysctl to 0"), (2, "use sudo"), (3, "start it under")]
+)
 def test_ptrace_scope(monkeypatch, scope, remedy):
     monkeypatch.setattr(targets, "ptrace_scope", lambda: scope)
     monkeypatch.setattr(os, "geteuid", os.getuid)
@@ -122,7 +128,9 @@ def test_ptrace_scope_is_what_the_refused_are_told(spawn, monkeypatch):
     from udedup.errors import UdedupError
     from udedup.watch.estimate import estimate
 
-    with pytest.raises(UdedupError, match=rf"may not look into process {process.pid}: kernel.yama.ptrace_scope is 1"):
+    with pytest.raises(
+        UdedupError, match=rf"may not look into process {process.pid}: kernel.yama.ptrace_scope is 1"
+    ):
         estimate([find(process.pid)])
 
 
@@ -144,7 +152,9 @@ def test_stopped(spawn):
     assert refused("watch", "--merge", process.pid).endswith(f"`kill -CONT {process.pid}` first")
 
 
-ASM = 'void _start(void) { for (;;) __asm__ volatile("int $0x80" :: "a"(29)); }'  # pause(2) of 32-bit programs
+ASM = (
+    'void _start(void) { for (;;) __asm__ volatile("int $0x80" :: "a"(29)); }'  # pause(2) of 32-bit programs
+)
 C = "#include <unistd.h>\nint main(void) { for (;;) pause(); }"
 
 
@@ -162,7 +172,9 @@ def test_programs_without_our_glibc(spawn, tmp_path, compiler, flags, source, ca
     if not shutil.which(compiler):
         pytest.skip(f"needs {compiler}")
     (tmp_path / "a.c").write_text(source)
-    built = subprocess.run([compiler, "-o", tmp_path / "a", tmp_path / "a.c", *flags], capture_output=True, text=True)
+    built = subprocess.run(
+        [compiler, "-o", tmp_path / "a", tmp_path / "a.c", *flags], capture_output=True, text=True
+    )
     if built.returncode:
         pytest.skip(f"{compiler} {' '.join(flags)} does not build here")
     process = spawn([str(tmp_path / "a")], ready=False)
@@ -178,7 +190,8 @@ def test_other_pid_namespace(spawn):
     inner = next(
         int(entry.name)
         for entry in PROC.iterdir()
-        if entry.name.isdigit() and len((entry / "status").read_text().split("NSpid:")[1].split("\n")[0].split()) == 2
+        if entry.name.isdigit()
+        and len((entry / "status").read_text().split("NSpid:")[1].split("\n")[0].split()) == 2
     )
     assert "is in another pid namespace" in refused("watch", "--merge", inner)
 
@@ -187,7 +200,9 @@ def test_other_pid_namespace(spawn):
 def test_other_mount_namespace(spawn):
     from udedup.core import LIBRARY_PATH
 
-    hide = f"mount --make-rprivate / && mount -t tmpfs none {LIBRARY_PATH.parent} && echo ready && exec sleep 60"
+    hide = (
+        f"mount --make-rprivate / && mount -t tmpfs none {LIBRARY_PATH.parent} && echo ready && exec sleep 60"
+    )
     process = spawn(["unshare", "--mount", "sh", "-c", hide])
     time.sleep(0.1)
     assert "is in another mount namespace and cannot see" in refused("watch", "--merge", process.pid)
@@ -198,7 +213,10 @@ def test_ends_meanwhile(spawn):
     target = find(process.pid)
     process.kill()
     process.wait()
-    with pytest.raises(Exception, match="ended meanwhile; nothing was left behind"), targets.guarded(target.pid):
+    with (
+        pytest.raises(Exception, match="ended meanwhile; nothing was left behind"),
+        targets.guarded(target.pid),
+    ):
         (target.proc / "smaps").read_text()
     assert not target.alive()
     reborn = Target(os.getpid(), "x", 0, started=1)
@@ -211,7 +229,9 @@ def test_no_merger(spawn):
     assert "no merger runs in domain 'other'" in refused("unwatch", process.pid, "--domain", "other")
     assert "no merger runs in domain 'other'" in refused("watch", process.pid, "--once", "--domain", "other")
     rows = json.loads(udedup("ps", "--json", process.pid).stdout)
-    assert [(row["pid"], row["state"], row["enabled"]) for row in rows] == [(process.pid, "not enabled", False)]
+    assert [(row["pid"], row["state"], row["enabled"]) for row in rows] == [
+        (process.pid, "not enabled", False)
+    ]
 
 
 def test_two_domains(spawn):

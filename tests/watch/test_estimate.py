@@ -55,7 +55,13 @@ def test_pages_shared_by_fork_are_no_gain(spawn):
 
 
 def test_scan_leaves_absent_pages_absent(spawn):
-    process = spawn([*python_c("import mmap,sys; m=mmap.mmap(-1,1<<30,flags=34); print('ready',flush=True); sys.stdin.read()")])
+    process = spawn(
+        [
+            *python_c(
+                "import mmap,sys; m=mmap.mmap(-1,1<<30,flags=34); print('ready',flush=True); sys.stdin.read()"
+            )
+        ]
+    )
     rss = rss_of(process.pid)
     scan = look(process).scans[0]
     assert scan.present < 64 * MIB

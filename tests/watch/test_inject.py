@@ -67,7 +67,11 @@ def next_rounds(process, seconds=5.0):
 
 def left_behind(pid):
     """Code pages of nobody, or an area with pages in it: what a call did not take away."""
-    return [m for m in read_smaps(pid) if not m.name and ("x" in m.perms or (m.size == frame.AREA_BYTES and m.rss))]
+    return [
+        m
+        for m in read_smaps(pid)
+        if not m.name and ("x" in m.perms or (m.size == frame.AREA_BYTES and m.rss))
+    ]
 
 
 @pytest.mark.parametrize("single", [False, True], ids=["helped", "alone"])
@@ -123,7 +127,9 @@ def test_signals_meanwhile_are_delivered(victim, built, tmp_path):
 
 
 def test_handler_runs_and_call_says_eintr(spawn, built, tmp_path):
-    """Python's handler runs only if its epoll_wait comes back with EINTR: a signal that comes while we have the thread."""
+    """Python's handler runs only if its epoll_wait comes back with EINTR: a signal that comes while we have
+    the thread.
+    """
     code = (
         "import select,signal,sys\n"
         "signal.signal(signal.SIGUSR1, lambda *a: (print('handled', flush=True)))\n"
@@ -192,7 +198,9 @@ def test_killed_at_every_step(victim, built, tmp_path, mode):
 def test_missing_symbol_and_missing_library(victim, built, tmp_path):
     process = victim("epoll")
     target = find(process.pid)
-    with pytest.raises(UdedupError, match=r"cannot load the library: .*no-such.*; start it under `udedup run`"):
+    with pytest.raises(
+        UdedupError, match=r"cannot load the library: .*no-such.*; start it under `udedup run`"
+    ):
         inject(target, Path("/tmp/no-such.so"), tmp_path / "log")
     with pytest.raises(UdedupError, match=r"agent did not start: No such file or directory"):
         inject(target, built / "spy", Path("/nowhere/log"))

@@ -70,8 +70,20 @@ class Gunicorn:
             "    assert sum(map(len,DATA))==SUM and DATA[7]=='7'*9\n"
             "    start('200 OK',[('Content-Type','text/plain')])\n    return [str(os.getpid()).encode()]\n"
         )
-        command = [sys.executable, "-m", "gunicorn", "-w", "2", "--threads", "4", "-b", f"127.0.0.1:{self.port}"]
-        self.process = spawn([*command, "--chdir", str(folder), "app:app"], ready=False, stderr=subprocess.DEVNULL)
+        command = [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "-w",
+            "2",
+            "--threads",
+            "4",
+            "-b",
+            f"127.0.0.1:{self.port}",
+        ]
+        self.process = spawn(
+            [*command, "--chdir", str(folder), "app:app"], ready=False, stderr=subprocess.DEVNULL
+        )
         self.pid = self.process.pid
         self.workers = set()
         deadline = time.monotonic() + 30
@@ -120,7 +132,8 @@ class Celery:
 import celery
 app = celery.Celery("app", broker="filesystem://", backend="file://{folder}/results")
 app.conf.broker_transport_options = {{
-    "data_folder_in": "{folder}/queue", "data_folder_out": "{folder}/queue", "control_folder": "{folder}/control"}}
+    "data_folder_in": "{folder}/queue", "data_folder_out": "{folder}/queue", "control_folder":
+    "{folder}/control"}}
 DATA = [str(i) * 9 for i in range(200000)]
 TOTAL = sum(map(len, DATA))
 @app.task

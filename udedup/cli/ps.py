@@ -14,7 +14,9 @@ _LARGE = 8 << 20  # bytes of private memory below which the preload starts no ag
 
 @click.command()
 @json_option
-@click.option("--all", "everybody", is_flag=True, help="Also your processes that take no part (of 8 MiB and more).")
+@click.option(
+    "--all", "everybody", is_flag=True, help="Also your processes that take no part (of 8 MiB and more)."
+)
 @click.argument("pids", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1))
 def command(as_json: bool, everybody: bool, pids: tuple[int, ...]) -> None:
     """List who takes part in which domain, and what each profits.
@@ -38,8 +40,8 @@ def command(as_json: bool, everybody: bool, pids: tuple[int, ...]) -> None:
 
 
 def _rows(everybody: bool, pids: tuple[int, ...]) -> list[dict[str, Any]]:
-    from udedup.watch.target import find
     from udedup.watch.taking_part import stats
+    from udedup.watch.target import find
 
     rows = {
         process["pid"]: _member(process, name)
@@ -63,7 +65,11 @@ def _own_pids() -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and entry.stat().st_uid == os.geteuid() and int(entry.name) != os.getpid():
+            if (
+                entry.name.isdigit()
+                and entry.stat().st_uid == os.geteuid()
+                and int(entry.name) != os.getpid()
+            ):
                 found.append(int(entry.name))
         except OSError:
             continue
@@ -112,8 +118,12 @@ def _row(pid: int, state: str, domain: str | None, process: dict[str, Any]) -> d
 
 
 def _text(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'PID':>8} {'COMM':<16}{'DOMAIN':<12}{'STATE':<19}{'SAVED':>11}{'PROFIT':>11}{'PSS':>11}{'USS':>11}"]
+    lines = [
+        f"{'PID':>8} {'COMM':<16}{'DOMAIN':<12}{'STATE':<19}{'SAVED':>11}{'PROFIT':>11}{'PSS':>11}{'USS':>11}"
+    ]
     for row in rows:
-        sizes = "".join(f"{size(row[key]):>11}" for key in ("saved_bytes", "general_profit", "pss_bytes", "uss_bytes"))
+        sizes = "".join(
+            f"{size(row[key]):>11}" for key in ("saved_bytes", "general_profit", "pss_bytes", "uss_bytes")
+        )
         lines.append(f"{row['pid']:>8} {row['comm']:<16}{row['domain'] or '-':<12}{row['state']:<19}{sizes}")
     return "\n".join(lines)

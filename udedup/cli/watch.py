@@ -11,20 +11,36 @@ from udedup.cli._common import json_option, print_json
 from udedup.domain import Domain, default_name
 
 if TYPE_CHECKING:
+    from udedup.watch.estimate import Progress
     from udedup.watch.session import Session
 
-_COLUMNS = ("saved", "merged", "pss", "uss", "rss", "zero", "volatile", "splits", "pid", "size", "present")
-_COLUMNS += ("candidates", "thp")
+# Those of view.SORT_COLUMNS, told again here so that --help imports no rich.
+_PROCESS_COLUMNS = ("saved", "merged", "pss", "uss", "rss", "zero", "volatile", "splits", "pid")
+_COLUMNS = (*_PROCESS_COLUMNS, "size", "present", "candidates", "thp")
 
 
 @click.command()
 @click.option("--tree", is_flag=True, help="Its descendants too; those that come later as well.")
-@click.option("--interval", metavar="S", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds between two looks.")  # fmt: skip
+@click.option(
+    "--interval",
+    metavar="S",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
 @click.option("--once", is_flag=True, help="Look once, print, and end.")
 @json_option
-@click.option("--sort", type=click.Choice(_COLUMNS), default="merged", show_default=True, help="Column to sort by.")
+@click.option(
+    "--sort", type=click.Choice(_COLUMNS), default="merged", show_default=True, help="Column to sort by."
+)
 @click.option("--merge", is_flag=True, help="Bring the running process in: it takes part from then on.")
-@click.option("--domain", "name", metavar="NAME", help="Domain.  [default: where it takes part, $UDEDUP_DOMAIN, 'default']")  # fmt: skip
+@click.option(
+    "--domain",
+    "name",
+    metavar="NAME",
+    help="Domain.  [default: where it takes part, $UDEDUP_DOMAIN, 'default']",
+)
 @click.argument("pid", type=click.IntRange(min=1))
 @click.argument("others", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1))
 def command(
@@ -89,7 +105,7 @@ def _print(session: "Session", interval: float, once: bool, as_json: bool) -> No
         pass
 
 
-def _progress() -> object:
+def _progress() -> "Progress":
     """A bar on stderr for long scans, if that is a terminal."""
     from udedup.watch.progress import bar
 

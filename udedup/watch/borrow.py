@@ -1,7 +1,7 @@
 """Which thread of a running process may be borrowed for a call into the dynamic loader, and when.
 
-Only that one thread is stopped. The others run on: one of them may hold a lock the call has to wait for. Locks
-that the borrowed thread holds itself would never be given, so it must be seen to hold none (glibc.py).
+Only that one thread is stopped. The others run on: one of them may hold a lock the call has to wait for.
+Locks that the borrowed thread holds itself would never be given, so it must be seen to hold none (glibc.py).
 """
 
 import re
@@ -94,10 +94,8 @@ def why_not(process: Process, tracee: Tracee, regs: Registers) -> str | None:
     """None if the stopped thread can be borrowed now; else why not."""
     if (regs.cs & 0xFFFF) != 0x33:
         return "runs 32-bit code"
-    if frame.in_syscall(regs):
-        reason = _asleep(process, regs)
-    else:
-        reason = _running(process, tracee, regs)
+    asleep = frame.in_syscall(regs)
+    reason = _asleep(process, regs) if asleep else _running(process, tracee, regs)
     return reason or _stack(process, regs) or _locks(process, tracee)
 
 

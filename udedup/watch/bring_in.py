@@ -1,4 +1,5 @@
-"""`watch --merge`: makes a running process take part, by sys.remote_exec where Python has it, else by ptrace."""
+"""`watch --merge`: makes a running process take part, by sys.remote_exec where Python has it, else by ptrace.
+"""
 
 import os
 import re
@@ -40,7 +41,8 @@ def bring_in(target: Target, domain: Domain) -> bool:
         )
     if target.uid != os.geteuid():
         raise UdedupError(
-            f"process {target.pid} belongs to uid {target.uid}, and a domain to one user; run udedup as that user"
+            f"process {target.pid} belongs to uid {target.uid}, and a domain to one user; run "
+            "udedup as that user"
         )
     check_injectable(target, LIBRARY_PATH)
     with ensure_merger(domain) as client:
@@ -73,7 +75,9 @@ def _connected(target: Target, client: Client, seconds: float) -> bool:
 
 
 def _by_python(target: Target, domain: Domain, client: Client) -> bool:
-    """sys.remote_exec: the target's own interpreter runs the call at a safe point. False where that cannot be."""
+    """sys.remote_exec: the target's own interpreter runs the call at a safe point. False where that cannot
+    be.
+    """
     remote_exec = getattr(sys, "remote_exec", None)
     if remote_exec is None or _python_minor(target) != sys.version_info.minor:
         return False
@@ -106,5 +110,7 @@ def take_out(pid: int, domain: Domain, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while any(process["pid"] == pid for process in client.request("stat")["processes"]):
             if time.monotonic() > deadline:
-                raise UdedupError(f"process {pid} has not left after {seconds:.0f} s; is it stopped or traced?")
+                raise UdedupError(
+                    f"process {pid} has not left after {seconds:.0f} s; is it stopped or traced?"
+                )
             time.sleep(0.02)

@@ -123,6 +123,10 @@ class Image:
         return [mapping for mapping in self.mappings if "w" in mapping.perms]
 
 
+def _is_bss(mapping: Mapping, below: Mapping) -> bool:
+    return not mapping.name and "w" in mapping.perms and below.end == mapping.start
+
+
 def images(maps: list[Mapping]) -> dict[str, list[Mapping]]:
     """Mappings grouped by file, each with the nameless one that follows its data (.bss)."""
     found: dict[str, list[Mapping]] = {}
@@ -130,8 +134,7 @@ def images(maps: list[Mapping]) -> dict[str, list[Mapping]]:
     for mapping in maps:
         if mapping.name.startswith("/"):
             found.setdefault(mapping.name, []).append(mapping)
-        elif not mapping.name and last and last.name.startswith("/") and last.end == mapping.start:
-            if "w" in mapping.perms:
-                found[last.name].append(mapping)
+        elif last and last.name.startswith("/") and _is_bss(mapping, last):
+            found[last.name].append(mapping)
         last = mapping
     return found

@@ -108,7 +108,9 @@ class _Reader:
         """Digests written to out. Raises OSError."""
         seen = ffi.new("struct ud_estimate_seen *")
         pid = scan.target.pid
-        count = lib.ud_estimate_read(pid, pagemap, start, npages, PAGE, self.key, self.scratch_c, _SCRATCH, out, seen)
+        count = lib.ud_estimate_read(
+            pid, pagemap, start, npages, PAGE, self.key, self.scratch_c, _SCRATCH, out, seen
+        )
         if count < 0:
             raise OSError(-count, os.strerror(-count))
         scan.present += seen.present
@@ -180,7 +182,9 @@ def _plan(target: Target) -> _Plan:
         scan.huge_bytes = sum(mapping.huge for mapping in mappings)
         # The last page of a mapping is never merged: a growing mremap must not cross into the segment.
         ranges = [
-            part for mapping in mappings for part in present_ranges(pagemap, mapping.start, mapping.end - PAGE)
+            part
+            for mapping in mappings
+            for part in present_ranges(pagemap, mapping.start, mapping.end - PAGE)
         ]
     return _Plan(scan, ranges, pagemap)
 

@@ -1,8 +1,8 @@
 """What a borrowed thread runs: system calls and calls of ours that end by themselves in rt_sigreturn.
 
-A frame as the kernel makes for a signal is laid below the thread's stack, with all its registers, vector state
-and signal mask. Whatever we have the thread do, the return address it finds is libc's `__restore_rt`, so it goes back to what
-it did even if we are killed at any instruction in between.
+A frame as the kernel makes for a signal is laid below the thread's stack, with all its registers, vector
+state and signal mask. Whatever we have the thread do, the return address it finds is libc's `__restore_rt`,
+so it goes back to what it did even if we are killed at any instruction in between.
 
       thread's stack                          our area (mmap, gone at the end)
       ┌───────────────────────────┐           ┌───────────────────────────────┐
@@ -13,8 +13,8 @@ it did even if we are killed at any instruction in between.
       │ address of __restore_rt   │ ◀── rsp of every call
       └───────────────────────────┘
 
-Between mmap and the start of our code a second frame stands before the first: it unmaps the area. So only a kill in the
-instant after mmap leaves something, 256 KiB of address space without a page.
+Between mmap and the start of our code a second frame stands before the first: it unmaps the area. So only a
+kill in the instant after mmap leaves something, 256 KiB of address space without a page.
 """
 
 import struct
@@ -27,7 +27,10 @@ _UC_FLAGS = 7  # UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
 _UC_BYTES = 304
 _NO_ALTSTACK = 0x7FFFFFFF  # refused by sigaltstack(2): leaves the thread's own as it is
 _FP_MAGIC1, _FP_MAGIC2 = 0x46505853, 0x46505845
-_GREGS = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip eflags".split()
+_GREGS = [
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi",
+    "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp", "rip", "eflags",
+]  # fmt: skip
 _RESTART = {-512, -513, -514, -516}  # ERESTARTSYS, NOINTR, NOHAND, RESTARTBLOCK
 _RESTART_NOHAND = -514
 _EINTR = -4
@@ -50,8 +53,8 @@ def in_syscall(regs: Registers) -> bool:
 def original(regs: Registers) -> Registers:
     """What to give back at a stop, so that the interruption does not show.
 
-    A call that our stop made return EINTR is told to be restarted unless a handler runs: what the kernel itself
-    does with most calls. close(2) has closed its descriptor even when it says EINTR.
+    A call that our stop made return EINTR is told to be restarted unless a handler runs: what the kernel
+    itself does with most calls. close(2) has closed its descriptor even when it says EINTR.
     """
     back = copy(regs)
     if in_syscall(regs) and signed(regs.rax) == _EINTR and regs.orig_rax != _CLOSE:
@@ -87,7 +90,9 @@ def build(regs: Registers, xstate: bytes, mask: int, restore_rt: int) -> Frame:
 
 
 def before(frame: Frame, regs: Registers, mask: int, restore_rt: int) -> Frame:
-    """A frame to be gone through before `frame`: it sets `regs` (their rsp is taken from here), vectors cleared."""
+    """A frame to be gone through before `frame`: it sets `regs` (their rsp is taken from here), vectors
+    cleared.
+    """
     step = copy(regs)
     step.rsp = frame.address
     context_at = (frame.address - _UC_BYTES) & ~15
@@ -112,12 +117,16 @@ def _signal_xstate(xstate: bytes) -> bytes:
     return xstate[:464] + marks + xstate[464 + len(marks) :] + struct.pack("<I", _FP_MAGIC2)
 
 
-# ---- the area ---------------------------------------------------------------------------------------------------
+# ---- the area
+# ---------------------------------------------------------------------------------------------------
 
 PAGE = 4096
 AREA_BYTES = 64 * PAGE
 # Words of the data page, by offset.
-_WORDS = "dlopen dlsym dlerror errno_location gadget back area length handle function result error".split()
+_WORDS = [
+    "dlopen", "dlsym", "dlerror", "errno_location", "gadget", "back",
+    "area", "length", "handle", "function", "result", "error",
+]  # fmt: skip
 WORD = {name: 8 * index for index, name in enumerate(_WORDS)}
 _PATH, _SOCKET, _NAME = 512, 1536, 2048
 

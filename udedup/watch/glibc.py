@@ -1,7 +1,7 @@
 """Does a stopped thread hold a lock that dlopen() would need? Read from glibc's own data in its memory.
 
-The loader's locks are recursive pthread mutexes inside `_rtld_global`, whose owner is written in them (that layout
-is ABI). Malloc's arena locks tell no owner, but what a stopped thread holds stays held: one that is
+The loader's locks are recursive pthread mutexes inside `_rtld_global`, whose owner is written in them (that
+layout is ABI). Malloc's arena locks tell no owner, but what a stopped thread holds stays held: one that is
 seen free while the thread is stopped is not held by it. Arenas form a ring that begins in libc's data; its
 shape is told by the empty bins, which point to themselves.
 """
@@ -33,7 +33,9 @@ def owns_loader_lock(memory: Memory, loader: Image, tid: int) -> bool:
 
 
 def arenas(memory: Memory, libc: Image) -> list[int] | None:
-    """Addresses of malloc's arenas (struct malloc_state, whose lock is the first word); None if not recognized."""
+    """Addresses of malloc's arenas (struct malloc_state, whose lock is the first word); None if not
+    recognized.
+    """
     for mapping in libc.writable():
         data = memory.words(mapping.start, mapping.size // 8)
         for bins_at in (0x70, 0x68):  # since glibc 2.26, before
@@ -44,7 +46,8 @@ def arenas(memory: Memory, libc: Image) -> list[int] | None:
 
 
 def _main_arena(data: tuple[int, ...], start: int, bins_at: int) -> int | None:
-    """An empty bin is a pair of words that point to two words before themselves; most of the 127 are empty."""
+    """An empty bin is a pair of words that point to two words before themselves; most of the 127 are empty.
+    """
     empty = [at for at in range(2, len(data) - 1) if data[at] == data[at + 1] == start + 8 * at - 16]
     if len(empty) >= 8:
         return _back_to_start(data, start, empty[-1], bins_at)
@@ -61,7 +64,9 @@ def _unused_arena(data: tuple[int, ...], start: int, bins_at: int) -> int | None
 
 
 def _back_to_start(data: tuple[int, ...], start: int, at: int, bins_at: int) -> int | None:
-    """From a bin somewhere in the table to the arena: the ring's pointer behind the table tells which bin it is."""
+    """From a bin somewhere in the table to the arena: the ring's pointer behind the table tells which bin it
+    is.
+    """
     for index in range(_BINS // 2):
         main = start + 8 * (at - 2 * index) - bins_at
         next_at = (main - start + bins_at) // 8 + _BINS + 2

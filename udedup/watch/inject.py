@@ -1,9 +1,9 @@
 """Brings libudedup.so into a running process: borrow a thread, dlopen, ud_join, give the thread back.
 
-Guarantees: whatever ends us (kill -9 included), the thread goes back to what it did with its registers, vector state,
-signal mask and errno (frame.py); a system call it slept in goes on; signals that came are delivered.
-One limit: killed within the few milliseconds of the call, a poll or nanosleep begins its time anew.
-Fails: UdedupError. Nothing of ours is left in the process then, save that the library may be loaded.
+Guarantees: whatever ends us (kill -9 included), the thread goes back to what it did with its registers,
+vector state, signal mask and errno (frame.py); a system call it slept in goes on; signals that came are
+delivered. One limit: killed within the few milliseconds of the call, a poll or nanosleep begins its time
+anew. Fails: UdedupError. Nothing of ours is left in the process then, save that the library may be loaded.
 """
 
 import contextlib
@@ -65,7 +65,8 @@ def _inject(target: Target, memory: Memory, library: Path, socket: Path) -> Inje
         words["errno_location"] = process.function("__errno_location")
     except (LookupError, ValueError) as error:
         raise UdedupError(
-            f"process {target.pid} ({target.comm}) has no glibc that can be called ({error}); start it under `udedup run`"
+            f"process {target.pid} ({target.comm}) has no glibc that can be called ({error}); "
+            "start it under `udedup run`"
         ) from None
     deadline = time.monotonic() + _GIVE_UP
     reason, pause = "has no thread that sleeps", 0.001
@@ -229,7 +230,8 @@ class _Loan:
         if self.tracee.stopped or self.tracee.interrupt(1.0):
             self._unmap_and_give_back(area)
         raise UdedupError(
-            f"loading into process {self.process.pid} was given up: the call {why}; start it under `udedup run`"
+            f"loading into process {self.process.pid} was given up: the call {why}; start it under "
+            "`udedup run`"
         )
 
     def _unmap_and_give_back(self, area: int) -> None:
@@ -266,12 +268,17 @@ class _Answer:
 
     def check(self, pid: int) -> int:
         if not self.handle:
-            raise UdedupError(f"process {pid} cannot load the library: {self.error}; start it under `udedup run`")
+            raise UdedupError(
+                f"process {pid} cannot load the library: {self.error}; start it under `udedup run`"
+            )
         if not self.function:
-            raise UdedupError(f"process {pid} has another libudedup.so: {self.error}; restart it under `udedup run`")
+            raise UdedupError(
+                f"process {pid} has another libudedup.so: {self.error}; restart it under `udedup run`"
+            )
         if self.result and self.result != _EALREADY:
             raise UdedupError(
-                f"process {pid} loaded the library, but its agent did not start: {_errno(self.result)}; see `udedup doctor`"
+                f"process {pid} loaded the library, but its agent did not start: "
+                f"{_errno(self.result)}; see `udedup doctor`"
             )
         return self.result
 

@@ -1,4 +1,6 @@
-"""The live view: a picture every interval, keys in between. Only on a terminal; else report.py's text is printed."""
+"""The live view: a picture every interval, keys in between. Only on a terminal; else report.py's text is
+printed.
+"""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
 """The mappings of another process and which of their pages are there: /proc/PID/smaps and pagemap.
 
-Same rules as the agent's (csrc/vma.c, csrc/locked.c): private read-write memory, of files the pages written to, no
-stacks, nothing locked, special, or kept from children.
+Same rules as the agent's (csrc/vma.c, csrc/locked.c): private read-write memory, of files the pages written
+to, no stacks, nothing locked, special, or kept from children.
 """
 
 import array
@@ -56,7 +56,8 @@ def read_maps(pid: int) -> list[Mapping]:
 
 
 def read_smaps(pid: int) -> list[Mapping]:
-    """Mappings with VmFlags, Rss and AnonHugePages. Walks the page tables: about 10 ms a GiB. Raises OSError."""
+    """Mappings with VmFlags, Rss and AnonHugePages. Walks the page tables: about 10 ms a GiB. Raises OSError.
+    """
     maps: list[Mapping] = []
     with Path(f"/proc/{pid}/smaps").open(errors="replace") as file:
         for line in file:
@@ -79,7 +80,8 @@ def _header(line: str) -> Mapping:
 
 
 def stack_pointers(pid: int) -> tuple[list[int], bool]:
-    """Stack pointers of the sleeping threads, and True if some thread runs and so tells none. Raises OSError."""
+    """Stack pointers of the sleeping threads, and True if some thread runs and so tells none. Raises OSError.
+    """
     pointers, running = [], False
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -152,7 +154,8 @@ _REGIONS = 1024
 
 
 def present_ranges(pagemap: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Ranges [a, b) within [start, end) that hold present anonymous pages; everything on kernels before 6.7."""
+    """Ranges [a, b) within [start, end) that hold present anonymous pages; everything on kernels before 6.7.
+    """
     regions = array.array("Q", bytes(24 * _REGIONS))
     arg = _ScanArg(
         size=ctypes.sizeof(_ScanArg),

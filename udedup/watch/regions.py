@@ -1,7 +1,7 @@
 """What the memory of a process that takes part consists of: heap, arenas, large blocks, libraries, other.
 
-Page states come from the agent's ledger, a memfd that is opened through /proc and only read. What a mapping is used for is
-told from its looks; the kernel joins neighbours, so "arenas" and "large" are best guesses.
+Page states come from the agent's ledger, a memfd that is opened through /proc and only read. What a mapping
+is used for is told from its looks; the kernel joins neighbours, so "arenas" and "large" are best guesses.
 """
 
 import mmap

@@ -9,7 +9,6 @@ from udedup.watch.estimate import Estimate, Saving, Scan
 from udedup.watch.memory import PAGE
 from udedup.watch.taking_part import Look
 
-
 #: What the view says of a process that was not started under `udedup run`.
 BROUGHT_IN = (
     "brought in while running: heap, CPython's arenas and advised memory are merged; blocks of allocators "
@@ -56,7 +55,9 @@ def _scan_dict(scan: Scan) -> dict[str, Any]:
 def estimate_text(estimate: Estimate) -> str:
     lines = []
     for scan in estimate.scans:
-        lines.append(f"process {scan.target.pid} ({scan.target.comm}) takes no part; merging would save within it")
+        lines.append(
+            f"process {scan.target.pid} ({scan.target.comm}) takes no part; merging would save within it"
+        )
         lines.append(_saving_text(scan.within, scan.present))
         notes = list(_notes(scan))
         if notes:
@@ -98,7 +99,8 @@ def look_text(look: Look, splits: float) -> str:
     counters = look.counters
     freeze = counters.get("freeze_us", {})
     lines = [
-        f"process {look.target.pid} ({look.target.comm}) takes part in domain {look.domain}{_injected(counters)}",
+        f"process {look.target.pid} ({look.target.comm}) takes part in domain "
+        f"{look.domain}{_injected(counters)}",
         f"  PSS {size(look.memory.pss)}, USS {size(look.memory.uss)}, RSS {size(look.memory.rss)}; "
         f"saved {size(counters.get('saved_bytes', 0))}",
         f"  merged {counters.get('merging_pages', 0)}, zero {counters.get('zero_pages', 0)}, "
@@ -111,9 +113,18 @@ def look_text(look: Look, splits: float) -> str:
     refused = refusals(counters)
     if refused:
         lines.append(f"  not merged: {refused}")
-    lines.append("".join(f"{head:>11}" for head in ("REGION", "SIZE", "PRESENT", "MERGED", "ZERO", "CANDIDATE", "THP")))
+    lines.append(
+        "".join(f"{head:>11}" for head in ("REGION", "SIZE", "PRESENT", "MERGED", "ZERO", "CANDIDATE", "THP"))
+    )
     for region in look.regions:
-        cells = (region.size, region.present, region.merged * PAGE, region.zero * PAGE, region.candidates * PAGE, region.huge)
+        cells = (
+            region.size,
+            region.present,
+            region.merged * PAGE,
+            region.zero * PAGE,
+            region.candidates * PAGE,
+            region.huge,
+        )
         lines.append(f"{region.kind:>11}" + "".join(f"{size(cell):>11}" for cell in cells))
     return "\n".join(lines)
 

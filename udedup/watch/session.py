@@ -34,7 +34,9 @@ class Found:
     def text(self) -> str:
         if self.estimate:
             return report.estimate_text(self.estimate)
-        return "\n".join(report.look_text(look, self.histories[look.target.pid].splits_per_s) for look in self.looks)
+        return "\n".join(
+            report.look_text(look, self.histories[look.target.pid].splits_per_s) for look in self.looks
+        )
 
 
 class Session:
@@ -97,7 +99,9 @@ class Session:
         if not looks:
             if not self.root.alive():
                 return None
-            raise UdedupError(f"process {self.root.pid} has left domain {self._watcher.domain.name!r}; watch it again")
+            raise UdedupError(
+                f"process {self.root.pid} has left domain {self._watcher.domain.name!r}; watch it again"
+            )
         for look in looks:
             self.histories.setdefault(look.target.pid, view.History()).add(look)
         return Found(looks, None, self.histories)
@@ -135,7 +139,9 @@ class Session:
         if ptrace_scope() and os.geteuid() != 0:
             hint = "start it under `udedup run` to merge it"
         return Group(
-            Text.assemble(("udedup watch  ", "dim"), (f"{self.root.pid} {self.root.comm}", "bold"), "  takes no part"),
+            Text.assemble(
+                ("udedup watch  ", "dim"), (f"{self.root.pid} {self.root.comm}", "bold"), "  takes no part"
+            ),
             Text(),
             view.memory_lines(memory, history),
             Text(),

@@ -64,7 +64,8 @@ def require_domain(pid: int, wanted: Domain | None) -> Domain:
         raise UdedupError(f"process {pid} takes no part; bring it in by `udedup watch {pid} --merge`")
     if wanted is not None and found != wanted:
         raise UdedupError(
-            f"process {pid} takes part in domain {found.name!r}, not {wanted.name!r}; use --domain {found.name}"
+            f"process {pid} takes part in domain {found.name!r}, not {wanted.name!r}; use --domain "
+            f"{found.name}"
         )
     return found
 
@@ -83,7 +84,9 @@ class Look:
 
     def as_dict(self) -> dict[str, Any]:
         """Stable keys of --json."""
-        counters = {key: value for key, value in self.counters.items() if key not in ("pid", "comm", "regions")}
+        counters = {
+            key: value for key, value in self.counters.items() if key not in ("pid", "comm", "regions")
+        }
         return {
             "pid": self.target.pid,
             "comm": self.target.comm,
@@ -133,7 +136,9 @@ class Watcher:
 
     def _ledger(self, pid: int) -> Ledger | None:
         try:
-            return self._ledgers.setdefault(pid, Ledger(pid)) if pid not in self._ledgers else self._ledgers[pid]
+            return (
+                self._ledgers.setdefault(pid, Ledger(pid)) if pid not in self._ledgers else self._ledgers[pid]
+            )
         except OSError:
             return None  # not ours to read: sizes only
 

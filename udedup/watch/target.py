@@ -25,7 +25,9 @@ _SCOPES = {
 
 @dataclass(frozen=True)
 class Target:
-    """A living process of user space. `started` (clock ticks since boot) tells it from a later one of its pid."""
+    """A living process of user space. `started` (clock ticks since boot) tells it from a later one of its
+    pid.
+    """
 
     pid: int
     comm: str
@@ -60,7 +62,8 @@ def _stat(pid: int) -> tuple[str, str, int, int]:
 
 
 def find(pid: int) -> Target:
-    """The process, if it is one that can be looked at: not gone, no kernel thread, no zombie, no mere thread."""
+    """The process, if it is one that can be looked at: not gone, no kernel thread, no zombie, no mere thread.
+    """
     try:
         comm, state, flags, started = _stat(pid)
         fields = status(pid)
@@ -113,7 +116,10 @@ def why_refused(pid: int) -> str:
         return f"process {pid} ended meanwhile; nothing was left behind in it"
     uids = {int(uid) for uid in fields["Uid"].split()}
     if os.geteuid() != 0 and uids != {os.geteuid()}:
-        return f"process {pid} belongs to uid {min(uids - {os.geteuid()})}, not to you; run udedup as that user or root"
+        return (
+            f"process {pid} belongs to uid {min(uids - {os.geteuid()})}, not to you; run udedup "
+            "as that user or root"
+        )
     scope = ptrace_scope()
     if scope in _SCOPES:
         return f"may not look into process {pid}: {_SCOPES[scope]}"
@@ -131,13 +137,17 @@ def check_injectable(target: Target, library: Path) -> None:
         _check_namespaces(target, library)
         reason = why_not_preloadable(target.proc / "exe")
         if reason and "setuid" not in reason and "capabilities" not in reason:
-            raise UdedupError(f"nothing can be loaded into {pid} ({target.comm}): {reason}; build it with glibc, 64 bit")
+            raise UdedupError(
+                f"nothing can be loaded into {pid} ({target.comm}): {reason}; build it with glibc, 64 bit"
+            )
         if fields["State"].startswith(("T", "t")):
             raise UdedupError(f"process {pid} is stopped; `kill -CONT {pid}` first")
         if "shstk" in fields.get("x86_Thread_features", ""):
             raise UdedupError(f"process {pid} runs with a shadow stack; start it under `udedup run`")
         if os.uname().machine != "x86_64":
-            raise UdedupError("loading into a running process is written for x86-64; start it under `udedup run`")
+            raise UdedupError(
+                "loading into a running process is written for x86-64; start it under `udedup run`"
+            )
 
 
 def _check_tracer(target: Target, fields: dict[str, str]) -> None:
@@ -157,7 +167,8 @@ def _check_namespaces(target: Target, library: Path) -> None:
             continue
         if kind == "pid":
             raise UdedupError(
-                f"process {target.pid} is in another pid namespace (a container); run udedup inside that container"
+                f"process {target.pid} is in another pid namespace (a container); run udedup "
+                "inside that container"
             )
         if not _same_file(target.proc / "root" / library.relative_to("/"), library):
             raise UdedupError(

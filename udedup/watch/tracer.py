@@ -1,13 +1,14 @@
 """One thread of another process under ptrace, by python-ptrace's binding.
 
-PTRACE_SEIZE, so that nothing is stopped by attaching and no SIGSTOP is seen; when we die in whatever state, the
-kernel lets the thread go on with the registers it has then.
-Raises OSError; ProcessLookupError when the thread has ended.
+PTRACE_SEIZE, so that nothing is stopped by attaching and no SIGSTOP is seen; when we die in whatever state,
+the kernel lets the thread go on with the registers it has then. Raises OSError; ProcessLookupError when the
+thread has ended.
 """
 
 import ctypes
 import os
 import time
+from typing import TYPE_CHECKING, Any
 
 from ptrace.binding import func
 from ptrace.error import PtraceError
@@ -23,8 +24,11 @@ _EVENT_STOP = 128
 _SIGTRAP = 5
 _SPINS = 200
 
-#: The registers, as python-ptrace has them (struct user_regs_struct).
-Registers = func.ptrace_registers_t
+if TYPE_CHECKING:
+    Registers = Any
+else:
+    #: The registers, as python-ptrace has them (struct user_regs_struct).
+    Registers = func.ptrace_registers_t
 
 
 class Gone(ProcessLookupError):
@@ -110,7 +114,8 @@ class Tracee:
         self._call(_INTERRUPT)
 
     def release(self) -> None:
-        """Lets the thread go. One that does not stop is let go by the kernel when this thread of ours ends."""
+        """Lets the thread go. One that does not stop is let go by the kernel when this thread of ours ends.
+        """
         if self.seized and (self.stopped or self.interrupt(0.5)):
             self._call(func.PTRACE_DETACH)
         self.seized = self.stopped = False

@@ -112,14 +112,16 @@ def _figures(look: Look, history: History) -> Table:
     rows = (
         (
             "pages",
-            f"merged {pages['merging_pages']} ({size(pages['merging_pages'] * PAGE)}), sharing {pages['pages_sharing']}, "
+            f"merged {pages['merging_pages']} ({size(pages['merging_pages'] * PAGE)}), sharing "
+            f"{pages['pages_sharing']}, "
             f"zero {pages['zero_pages']}, unshared {counters.get('pages_unshared', 0)}, "
             f"volatile {counters.get('pages_volatile', 0)}",
         ),
         ("splits", f"{history.splits_per_s:.0f}/s, {counters.get('pages_split', 0)} in all"),
         (
             "pauses",
-            f"{freeze.get('count', 0)}, p50 {freeze.get('p50', 0) / 1000:.1f} ms, p99 {freeze.get('p99', 0) / 1000:.1f} ms, "
+            f"{freeze.get('count', 0)}, p50 {freeze.get('p50', 0) / 1000:.1f} ms, p99 "
+            f"{freeze.get('p99', 0) / 1000:.1f} ms, "
             f"max {freeze.get('max', 0) / 1000:.1f} ms",
         ),
         (
@@ -170,17 +172,25 @@ def many(looks: list[Look], histories: dict[int, History], sort: str) -> Rendera
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("pid", "comm", *PROCESS_COLUMNS[1:]):
         right = column not in ("comm",)
-        table.add_column(Text(column.upper(), "reverse" if column == sort else ""), justify="right" if right else "left")
+        table.add_column(
+            Text(column.upper(), "reverse" if column == sort else ""), justify="right" if right else "left"
+        )
     key = sort if sort in PROCESS_COLUMNS else "saved"
     rows = [(look, _process_values(look, histories[look.target.pid])) for look in looks]
     rows.sort(key=lambda row: row[1][key], reverse=key != "pid")
     for look, values in rows:
-        table.add_row(str(look.target.pid), look.target.comm, *(_cell(name, values[name]) for name in PROCESS_COLUMNS[1:]))
+        table.add_row(
+            str(look.target.pid),
+            look.target.comm,
+            *(_cell(name, values[name]) for name in PROCESS_COLUMNS[1:]),
+        )
     if len(rows) > 1:
         sums = {name: sum(values[name] for _, values in rows) for name in PROCESS_COLUMNS[1:]}
         table.add_row("", "sum", *(_cell(name, sums[name]) for name in PROCESS_COLUMNS[1:]), style="bold")
     domain = looks[0].domain if looks else "?"
-    return Group(Text.assemble(("udedup watch  ", "dim"), f"{len(looks)} processes  domain {domain}"), Text(), table)
+    return Group(
+        Text.assemble(("udedup watch  ", "dim"), f"{len(looks)} processes  domain {domain}"), Text(), table
+    )
 
 
 def _process_values(look: Look, history: History) -> dict[str, float]:

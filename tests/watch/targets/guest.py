@@ -1,4 +1,5 @@
-"""A Python process with data of known content. MODE: tight, read, threads. Each line on stdin is answered by `ok N`.
+"""A Python process with data of known content. MODE: tight, read, threads. Each line on stdin is answered by
+`ok N`.
 
 It checks its data before it answers, and ends with status 3 if a byte is wrong. N: rounds of its work.
 """

@@ -1,4 +1,6 @@
-"""Memory of known content: unique, repeated and zero pages, MIB in all. `mergeable` on stdin asks kernel KSM in."""
+"""Memory of known content: unique, repeated and zero pages, MIB in all. `mergeable` on stdin asks kernel KSM
+in.
+"""
 
 import ctypes
 import mmap

@@ -1,0 +1,188 @@
+"""What people look at: one look, piped text, JSON, the live view on a real terminal, ps and unwatch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from udedup.domain import Domain
+from udedup.watch import bring_in as bringing
+from udedup.watch import view
+from udedup.watch.target import find
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TMUX = shutil.which("tmux")
+
+
+@pytest.fixture(autouse=True)
+def own_domains(tmp_path, monkeypatch):
+    folder = tmp_path / "domains"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("UDEDUP_DIR", str(folder))
+    monkeypatch.setenv("UDEDUP_LINGER", "0.5")
+    monkeypatch.delenv("UDEDUP_DOMAIN", raising=False)
+
+
+def udedup(*words, **options):
+    command = [sys.executable, "-m", "udedup", *map(str, words)]
+    options = {"stdin": subprocess.DEVNULL, **options}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+def as_json(*words):
+    done = udedup(*words)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def member(spawn):
+    """A process that takes part, started under `udedup run`."""
+    guest = [sys.executable, os.path.join(os.path.dirname(__file__), "targets", "pages.py"), "64"]
+    process = spawn([sys.executable, "-m", "udedup", "run", "--", *guest])
+    pid = wait_for(
+        lambda: next(iter([row["pid"] for row in as_json("ps", "--json", *[]) if row["domain"]]), None), 20
+    )
+    return process, pid
+
+
+def wait_for(what, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            found = what()
+        except (AssertionError, ValueError):
+            found = None
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError("did not come")
+
+
+def test_estimate_as_json_and_text(spawn):
+    process = spawn("pages", 64)
+    found = as_json("watch", process.pid, "--once", "--json")
+    assert found["takes_part"] is False and found["shared_layout"] == "unknown" and found["stopped_ms"] == 0
+    assert found["saved_bytes"] == found["estimate"]["saved_bytes"]
+    assert found["saved_bytes"] == pytest.approx((64 << 20) / 2, rel=0.05)
+    assert found["pss_bytes"] > 64 << 20
+    assert found["processes"][0]["pid"] == process.pid
+    text = udedup("watch", process.pid, "--once", env={**os.environ, "FORCE_COLOR": "1"}).stdout
+    assert "takes no part" in text and "unknown" in text
+    assert "\x1b" not in text
+
+
+def test_against_other_pids(spawn):
+    one, two = spawn("pages", 16), spawn("pages", 16)
+    found = as_json("watch", one.pid, two.pid, "--once", "--json")
+    assert [process["pid"] for process in found["processes"]] == [one.pid, two.pid]
+    within = sum(process["estimate"]["saved_bytes"] for process in found["processes"])
+    assert found["estimate"]["saved_bytes"] >= within
+
+
+def test_tree_reads_the_children(spawn):
+    process = spawn("pages", 16)
+    process.stdin.write("fork\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    assert len(as_json("watch", process.pid, "--tree", "--once", "--json")["processes"]) == 2
+
+
+def test_member(member):
+    _, pid = member
+    look = wait_for(lambda: merged_look(pid), 30)
+    assert look["takes_part"] is True and look["domain"] == "default"
+    regions = {region["kind"]: region for region in look["regions"]}
+    merged = sum(region["merged_pages"] for region in regions.values())
+    assert merged == pytest.approx(look["merging_pages"], rel=0.1)
+    assert sum(region["zero_pages"] for region in regions.values()) == pytest.approx(
+        look["zero_pages"], rel=0.1
+    )
+    assert {"freeze_us", "vmas_used", "merge_failures", "pages_split", "preloaded"} <= look.keys()
+    text = udedup("watch", pid, "--once").stdout
+    assert "takes part in domain default" in text and "PSS" in text and "\x1b" not in text
+    row = next(row for row in as_json("ps", "--json") if row["pid"] == pid)
+    assert row["state"] == "merged" and row["enabled"] and row["mergeable"] and row["saved_bytes"] > 0
+    assert udedup("unwatch", pid).returncode == 0
+    assert as_json("ps", "--json", pid)[0]["state"] == "not enabled"
+    assert as_json("watch", pid, "--once", "--json")["takes_part"] is False
+
+
+def merged_look(pid):
+    look = as_json("watch", pid, "--once", "--json")
+    return look if look.get("merging_pages", 0) > 16 * 256 and look.get("zero_pages", 0) > 256 else None
+
+
+def test_piped_view_prints_a_look_each_interval_until_the_end(member):
+    process, pid = member
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "udedup", "watch", str(pid), "--interval", "0.2", "--json"],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    looks = [json.loads(watch.stdout.readline()) for _ in range(3)]
+    assert {look["pid"] for look in looks} == {pid}
+    process.stdin.close()
+    rest, _ = watch.communicate(timeout=30)
+    assert watch.returncode == 0, rest
+
+
+@pytest.mark.skipif(not TMUX, reason="needs tmux")
+@pytest.mark.parametrize("color", [True, False], ids=["color", "NO_COLOR"])
+def test_live_view_on_a_terminal(member, tmp_path, color):
+    _, pid = member
+    socket = str(tmp_path / "tmux")
+    setting = f"UDEDUP_DIR={os.environ['UDEDUP_DIR']}" + ("" if color else " NO_COLOR=1")
+    command = f"env {setting} {sys.executable} -m udedup watch {pid} --interval 0.2; echo left $?; sleep 60"
+
+    def tmux(*words):
+        return subprocess.run([TMUX, "-S", socket, *words], capture_output=True, text=True, check=True).stdout
+
+    def screen(*words):
+        return tmux("capture-pane", "-p", *words)
+
+    tmux("-f", "/dev/null", "new-session", "-d", "-x", "110", "-y", "30", command)
+    try:
+        wait_for(lambda: "REGION" in screen() and "q leave" in screen(), 20)
+        assert ("\x1b[36m" in screen("-e")) is color
+        tmux("send-keys", "s")
+        wait_for(lambda: "s sort (zero)" in screen(), 5)
+        tmux("send-keys", "?")
+        wait_for(lambda: "this help" in screen(), 5)
+        tmux("send-keys", "?")
+        tmux("send-keys", "Space")
+        wait_for(lambda: "held" in screen(), 5)
+        tmux("send-keys", "q")
+        wait_for(lambda: "left 0" in screen(), 5)
+        assert "REGION" not in screen(), "the terminal is as it was"
+    finally:
+        tmux("kill-server")
+
+
+def test_graph_is_scaled_from_zero():
+    assert view.graph([]) == "" and view.graph([0, 0]) == ""
+    assert view.graph([100, 50, 0]) == "█▄▁"
+
+
+def test_remote_exec_is_used_where_python_has_it(spawn, monkeypatch, tmp_path):
+    """On 3.14 the target's interpreter runs the script itself; here a stand-in for sys.remote_exec runs it
+    elsewhere.
+    """
+    process = spawn("guest", "read")
+    seen = []
+
+    def remote_exec(pid, script):
+        seen.append((pid, open(script).read()))
+
+    monkeypatch.setattr(sys, "remote_exec", remote_exec, raising=False)
+    monkeypatch.setattr(bringing, "_REMOTE_SECONDS", 0.1)
+    assert bringing.bring_in(find(process.pid), Domain("remote"))  # it did nothing, so ptrace did it
+    ((pid, script),) = seen
+    assert pid == process.pid and "ud_join" in script and str(bringing.LIBRARY_PATH) in script
+    compile(script, "script", "exec")
+    bringing.take_out(process.pid, Domain("remote"))
