@@ -61,7 +61,7 @@ def run_cell(
         process = _start(workload, engine, spec, pool, run)
         _phases(workload, engine, spec, cell, run, pool, limits, say)
         _stop(workload, pool, process, cell)
-    except (WorkerDied, UdedupError, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+    except Exception as error:  # whatever it is, the other cells go on
         cell.fail(_cause(error, process))
     except BaseException:
         cell.status, cell.reason = INTERRUPTED, "interrupted"

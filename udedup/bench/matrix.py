@@ -123,7 +123,7 @@ def _mark_rest(cells: list[Cell], reason: str) -> None:
 
 def _one(plan: Plan, cell: Cell, earlier: list[Cell], folder: Path, started: float, say: Say) -> None:
     each, under = workload(cell.workload), engine(cell.engine)
-    under.knobs = plan.knobs
+    under.settings = plan.knobs
     spec = plan.spec(each, folder)
     late = plan.budget_s is not None and time.monotonic() - started > plan.budget_s
     reason = (

@@ -31,7 +31,7 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.knobs: list[str] = []  # KNOB=VALUE of udedup's own
+        self.settings: list[str] = []  # KNOB=VALUE of udedup's own
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, None when it can."""

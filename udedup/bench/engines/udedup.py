@@ -44,7 +44,7 @@ class Udedup(Engine):
 
     def wrap(self, command: list[str], env: dict[str, str], run: Run) -> tuple[list[str], dict[str, str]]:
         options = ["--domain", run.domain, "--layout", self.layout]
-        for knob in [*self.knobs, "run=0"]:
+        for knob in [*self.settings, "run=0"]:
             options += ["--set", knob]
         if self.advises:
             options += ["--regions", "advised", "--set", "mode=trap", "--set", "split=trap"]
