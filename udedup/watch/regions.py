@@ -1,11 +1,13 @@
 """What the memory of a process that takes part consists of: heap, arenas, large blocks, libraries, other.
 
 Page states come from the agent's ledger, a memfd that is opened through /proc and only read. What a mapping
-is used for is told from its looks; the kernel joins neighbours, so "arenas" and "large" are best guesses.
+is used for is told from its looks: CPython's pools have a header (as in csrc/recognise.c), and the kernel
+joins neighbours, so "arenas" and "large" are best guesses.
 """
 
 import mmap
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from udedup.watch.memory import PAGE, Mapping, read_smaps, stack_pointers, why_r
 
 KINDS = ("heap", "arenas", "large", "libraries", "other", "refused")
 _MIB = 1 << 20
+_POOL = 16384
+_POOL_HEADER = struct.Struct("<I4x3Q4I")  # struct pool_header of Objects/obmalloc.c, 3.10 and later
 _ARENA_HEAP = 64 * _MIB  # glibc's arenas are aligned so
 
 
@@ -118,29 +122,56 @@ def _heap(pid: int, maps: list[Mapping]) -> tuple[int, int]:
 
 
 def _classify(pid: int, maps: list[Mapping], pointers: list[int], heap: tuple[int, int]) -> list[str]:
-    kinds: list[str] = []
-    for mapping in maps:
-        kinds.append(_kind(mapping, maps[len(kinds) - 1] if kinds else None, kinds, pointers, heap))
-    return kinds
+    try:
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        memory = -1
+    try:
+        kinds: list[str] = []
+        for mapping in maps:
+            below = maps[len(kinds) - 1] if kinds and maps[len(kinds) - 1].end == mapping.start else None
+            kinds.append(_kind(memory, mapping, kinds[-1] if below else "", pointers, heap))
+        return kinds
+    finally:
+        if memory >= 0:
+            os.close(memory)
 
 
-def _kind(
-    mapping: Mapping, below: Mapping | None, kinds: list[str], pointers: list[int], heap: tuple[int, int]
-) -> str:
+def _kind(memory: int, mapping: Mapping, below: str, pointers: list[int], heap: tuple[int, int]) -> str:
+    """below: the kind of the mapping that ends where this one begins, "" if none does."""
     if heap[0] <= mapping.start < heap[1]:
         return "heap"
     if mapping.library:
         return "libraries"
     if not mapping.segment and why_refused(mapping, pointers, None):
         return "refused"
-    touches = below is not None and below.end == mapping.start
-    if touches and kinds[-1] == "libraries" and not mapping.name and mapping.size < 16 * _MIB:
+    if below == "libraries" and not mapping.name and mapping.size < 16 * _MIB:
         return "libraries"  # its .bss
-    if touches and kinds[-1] in ("arenas", "large"):
-        return kinds[-1]
-    if mapping.start % _ARENA_HEAP == 0 or (mapping.size >= _MIB and mapping.size % _MIB == 0):
+    if below in ("arenas", "large") and mapping.size < _MIB:
+        return below
+    if _has_pools(memory, mapping) or mapping.start % _ARENA_HEAP == 0:
         return "arenas"
     return "large" if mapping.size >= 128 * 1024 else "other"
+
+
+def _has_pools(memory: int, mapping: Mapping) -> bool:
+    """True if a pool of CPython's allocator begins at one of a few places."""
+    first = -(-mapping.start // _POOL) * _POOL
+    count = (mapping.end - first) // _POOL
+    return count > 0 and any(_is_pool(memory, first + count * part // 8 * _POOL) for part in range(8))
+
+
+def _is_pool(memory: int, address: int) -> bool:
+    try:
+        data = os.pread(memory, _POOL_HEADER.size, address)
+    except OSError:
+        return False
+    if len(data) < _POOL_HEADER.size:
+        return False
+    used, free, _, _, _, size_class, _, last = _POOL_HEADER.unpack(data)
+    block = (size_class + 1) * 16
+    fits = size_class < 64 and last == _POOL - block and used > 0
+    return fits and (free == 0 or free // _POOL == address // _POOL)
 
 
 def _count(ledger: Ledger, maps: list[Mapping], kinds: list[str], found: dict[str, Region]) -> None:
