@@ -184,13 +184,40 @@ static void follow(struct ud_planner *p, struct ud__session *s, uint32_t page, c
     ud__claim(s, page, 1, true);
 }
 
+/* Slots of one content in several segments: the first that is met carries it for all. */
+struct heirs {
+    size_t size;
+    struct heir {
+        uint64_t digest;
+        struct ud__mover *m;
+    } *at;
+};
+
+struct assigning {
+    struct joint before;
+    struct heirs *heirs;
+};
+
+/* The place of a digest in the table; its m is NULL if it is new. */
+static struct heir *heir_of(struct heirs *h, uint64_t digest)
+{
+    size_t i = (size_t)(digest * 0x9e3779b97f4a7c15ull >> 20) % h->size;
+    while (h->at[i].m && h->at[i].digest != digest)
+        i = i + 1 == h->size ? 0 : i + 1;
+    return &h->at[i];
+}
+
 static void assign(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__segment *g, uint32_t slot, void *arg)
 {
-    struct joint *before = arg;
+    struct assigning *a = arg;
+    struct joint *before = &a->before;
     uint64_t vaddr = ud__ledger_vaddr(s, page, p->page_size);
     struct ud__mover *m = g->movers ? &g->movers[slot] : NULL;
     if (!m || !vaddr)
         return;
+    struct heir *heir = a->heirs->at ? heir_of(a->heirs, g->digests[slot]) : NULL;
+    if (!m->sid && heir && heir->m && heir->m->sid != s->id)
+        *m = *heir->m;
     if (m->sid) {
         follow(p, s, page, m);
         return;
@@ -202,6 +229,8 @@ static void assign(struct ud_planner *p, struct ud__session *s, uint32_t page, s
     }
     m->sid = s->id;
     m->page = page;
+    if (heir && !heir->m)
+        *heir = (struct heir){g->digests[slot], m};
     ud__queue(p, s, page, 1);
     s->planned_runs -= in_run;
     before->vaddr = vaddr + p->page_size;
@@ -210,6 +239,10 @@ static void assign(struct ud_planner *p, struct ud__session *s, uint32_t page, s
 static void assign_all(struct ud_planner *p)
 {
     struct ud__session *first = NULL;
+    struct heirs heirs = {1, NULL};
+    for (uint32_t i = 1; i < p->segment_room; i++)
+        heirs.size += p->segments[i] && p->segments[i]->movers ? 2 * (size_t)p->segments[i]->npages : 0;
+    heirs.at = ud__zeroed(heirs.size * sizeof(*heirs.at));
     for (uint32_t i = 1; i < p->session_room; i++)
         if (p->sessions[i]) {
             each_page(p, p->sessions[i], count_user, NULL);
@@ -219,10 +252,11 @@ static void assign_all(struct ud_planner *p)
     /* Who has most leads: its address order is the store's order. */
     for (uint32_t i = 0; first && i < p->session_room; i++) {
         struct ud__session *s = i ? p->sessions[i] : first;
-        struct joint before = {0};
+        struct assigning a = {.heirs = &heirs};
         if (s && (i == 0 || s != first))
-            each_page(p, s, assign, &before);
+            each_page(p, s, assign, &a);
     }
+    ud__unmap(heirs.at, heirs.size * sizeof(*heirs.at));
 }
 
 int ud_planner_compact(struct ud_planner *p, uint64_t most, int64_t now)

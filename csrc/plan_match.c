@@ -12,7 +12,7 @@
 #define BUDGET_AGAIN 2000 /* ms until short runs of a session without mappings to spare are */
 #define LONG_RUN 64u     /* runs that are taken even then */
 #define PATIENCE 60      /* short runs wait so many delays at most, however busy their process is */
-#define BUSY_PAGES 256u  /* changed in one report: its process is busy */
+#define BUSY_PAGES 64u   /* changed in one report: its process is busy */
 #define MIRRORS 4u       /* sessions whose page at the same address is asked before the index is */
 #define TILE_SHARE 16u   /* a tile costs at most one page in so many of its row */
 
@@ -39,13 +39,34 @@ static uint32_t limit(const struct ud__session *s, uint32_t page, struct ud__ref
     return page > to.page ? page - to.page : to.page - page;
 }
 
+/* Is the page's content in the store already, or on its way there by another page? */
+static bool stored(struct ud_planner *p, uint64_t digest, struct ud__ref *at)
+{
+    return ud__index_find(p, digest, at) && (at->stable || ud__bit(ud__session(p, at->id)->pub, at->page));
+}
+
+/* Would publishing on from here copy what the store has? A page or two that happen to be there are
+ * published again, for a cut run costs more. */
+static bool copies_store(struct ud_planner *p, struct ud__session *s, uint32_t page, const struct ud__session *o, uint32_t owner)
+{
+    struct ud__ref at;
+    if (ud__bit(o->pub, owner) || !stored(p, ud__entry(s, page), &at) || (at.id == o->id && !at.stable && at.page == owner))
+        return false;
+    for (uint32_t k = 1; k < UD__SHORT_RUN; k++)
+        if (!ud__ledger_follows(s, page + k - 1, p->page_size) ||
+            !twin(p, s, page + k, (struct ud__ref){at.stable, at.id, at.page + k}))
+            return false;
+    return true;
+}
+
 static uint32_t extend(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__ref to)
 {
     struct ud__session *o = to.stable ? NULL : ud__session(p, to.id);
     uint32_t most = limit(s, page, to), n = 1;
     while (n < most && ud__ledger_follows(s, page + n - 1, p->page_size) &&
            (!o || ud__ledger_follows(o, to.page + n - 1, p->page_size)) &&
-           twin(p, s, page + n, (struct ud__ref){to.stable, to.id, to.page + n}))
+           twin(p, s, page + n, (struct ud__ref){to.stable, to.id, to.page + n}) &&
+           !(o && copies_store(p, s, page + n, o, to.page + n)))
         n++;
     return n;
 }
@@ -250,27 +271,43 @@ static struct mirrors find_mirrors(struct ud_planner *p, struct ud__session *s, 
     return m;
 }
 
-/* Where a mirror's page is, or what it maps, if it equals ours. */
-static bool by_address(struct ud_planner *p, struct ud__session *s, uint32_t page, const struct mirrors *m, struct ud__ref *to)
+/* What a mirror maps from the store at our page's place, or where its equal page is; false if neither. */
+static bool by_address(struct ud_planner *p, struct ud__session *s, uint32_t page, const struct mirrors *m, bool stable,
+                       struct ud__ref *to)
 {
     uint64_t digest = ud__entry(s, page);
     for (uint32_t i = 0; i < m->n; i++) {
         struct ud__session *o = m->at[i].session;
         uint32_t q = m->at[i].page + page % UD_BLOCK_PAGES;
         uint64_t entry = ud__entry(o, q);
-        uint8_t state = ud__state(o, q);
-        *to = (struct ud__ref){false, o->id, q};
-        if (state == UD_PG_MERGED)
-            *to = (struct ud__ref){true, ud_planner_find(p, UD_REF_SEGMENT(entry)), UD_REF_SLOT(entry)};
-        struct ud__segment *g = to->stable ? ud__segment(p, to->id) : NULL;
-        bool equal = to->stable ? g && !g->retiring && to->page < g->npages && g->digests[to->page] == digest
-                                : state == UD_PG_STABLE && entry == digest && o->mute_until == 0;
+        if (ud__state(o, q) != (stable ? UD_PG_MERGED : UD_PG_STABLE))
+            continue;
+        *to = stable ? (struct ud__ref){true, ud_planner_find(p, UD_REF_SEGMENT(entry)), UD_REF_SLOT(entry)}
+                     : (struct ud__ref){false, o->id, q};
+        struct ud__segment *g = stable ? ud__segment(p, to->id) : NULL;
+        bool equal = stable ? g && !g->retiring && to->page < g->npages && g->digests[to->page] == digest
+                            : entry == digest && o->mute_until <= p->now && twin(p, s, page, *to);
         if (equal) {
             s->hint = o->id;
             return true;
         }
     }
     return false;
+}
+
+/* The store first, then what is on its way there, then a page at the same address, then any. */
+static bool find_twin(struct ud_planner *p, struct ud__session *s, uint32_t page, const struct mirrors *m, struct ud__ref *to)
+{
+    struct ud__ref mirror;
+    if (by_address(p, s, page, m, true, to))
+        return true;
+    bool known = ud__index_find(p, ud__entry(s, page), to);
+    if (known && (to->stable || ud__bit(ud__session(p, to->id)->pub, to->page)))
+        return true;
+    if (!by_address(p, s, page, m, false, &mirror))
+        return known;
+    *to = mirror;
+    return true;
 }
 
 /* Pages dealt with from `page` on. */
@@ -283,7 +320,7 @@ static uint32_t match(struct ud_planner *p, struct ud__session *s, uint32_t page
         return n;
     }
     uint64_t digest = ud__entry(s, page);
-    if (!by_address(p, s, page, m, &to) && !ud__index_find(p, digest, &to)) {
+    if (!find_twin(p, s, page, m, &to)) {
         ud__index_put(p, digest, (struct ud__ref){false, s->id, page});
         return 1;
     }
@@ -334,6 +371,7 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t changed, int64_
     if (p->conf.run != 1)
         return 0;
     uint64_t before = pending(p);
+    p->now = now;
     if (changed >= BUSY_PAGES)
         s->busy_at = now;
     uint32_t gen = __atomic_load_n(&s->header->gen, __ATOMIC_ACQUIRE);

@@ -67,7 +67,7 @@ class Planner:
         conf.min_run = settings["min_run"]
         conf.segment_pages = (16 << 20) // PAGE
         conf.outstanding_pages = (64 << 20) // PAGE
-        conf.short_delay = 500
+        conf.short_delay = 1000
         conf.answer_timeout = 15000
         conf.dead_percent = 20
         lib.ud_planner_configure(self._p, conf)
