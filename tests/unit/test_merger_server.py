@@ -131,9 +131,9 @@ def test_adoption_takes_key_and_segments(merger: Merger) -> None:
     """A merger that is new to agents which have merged already."""
     key = (11, 22)
     process = FakeProcess(key=key)
-    fd = sealed(b"".join(page(i) for i in range(1, 41)))
+    fd = sealed(b"".join(page(i) for i in range(1, 101)))
     name = os.fstat(fd).st_ino
-    for i in range(40):
+    for i in range(100):
         process.memory[HERE + i * PAGE] = page(1 + i)
         process.set(HERE + i * PAGE, lib.UD_PG_MERGED, name << 24 | i)
     first = FakeAgent(merger.domain.socket, process)
@@ -141,12 +141,12 @@ def test_adoption_takes_key_and_segments(merger: Merger) -> None:
     assert process.key == key
     second = merger.agent(key=(33, 44))
     assert second.process.key == key
-    second.process.write(HERE, [page(i) for i in range(1, 41)])
+    second.process.write(HERE, [page(i) for i in range(1, 101)])
     second.end_pass()
     for agent in (second, first, second):
         agent.serve(0.3)
     stat = merger.stat()
-    assert (stat["pages_shared"], stat["pages_sharing"], stat["store_pages"]) == (40, 40, 40)
+    assert (stat["pages_shared"], stat["pages_sharing"], stat["store_pages"]) == (100, 100, 100)
     first.close()
     second.close()
     os.close(fd)
