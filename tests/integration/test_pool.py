@@ -1,0 +1,161 @@
+"""The main job: real pools, merged, measured, and still right."""
+
+import hashlib
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import mergers
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pools import Pool, merged_pss, process_stat, run_prefix, settle, stat, wait_until
+
+from udedup.client import Client
+from udedup.domain import Domain
+
+pytestmark = pytest.mark.usefixtures("domains", "ksm_untouched")
+MIB = 1 << 20
+
+
+def test_eight_importing_workers_fit_in_forty_percent() -> None:
+    """The README's pool: at most 40 % of the plain one within 30 s of the last import, results equal."""
+    modules = ("numpy", "pandas", "sklearn.ensemble")
+    for name in modules:
+        pytest.importorskip(name)
+    with Pool("imports", 8, *modules) as plain:
+        before = plain.pss()
+        expected = plain.ask("fit")
+    assert len(set(expected)) == 1
+    with Pool("imports", 8, *modules, prefix=run_prefix("eight")) as pool, Client(Domain("eight")) as client:
+        began = time.monotonic()
+        after = before
+        while after > 0.40 * before and time.monotonic() - began < 30:
+            time.sleep(1)
+            after = merged_pss(client, pool.pids)
+        print(f"{before / MIB:.0f} MiB plain, {after / MIB:.0f} MiB merged: {100 * after / before:.1f} %")
+        assert after <= 0.40 * before
+        assert pool.ask("fit") == expected
+
+
+@pytest.mark.parametrize("layout", ["pool", "random"])
+def test_equal_arrays_merge_to_one(layout: str) -> None:
+    """Four processes with the same 64 MiB: at least 99 % of what can be saved."""
+    size = 64
+    with Pool("arrays", 4, size, prefix=run_prefix("arrays", "--layout", layout)) as pool:
+        assert settle("arrays", 60)
+        counters = stat("arrays")
+        possible = 3 * size * MIB
+        assert counters["saved_bytes"] >= 0.99 * possible
+        data = b"".join(map(random.Random(5).randbytes, [MIB] * size))
+        assert set(pool.ask("digest")) == {hashlib.sha256(data).hexdigest()}
+        assert counters["store_dead_pages"] <= 0.2 * counters["store_pages"]
+        assert all(process["vmas_used"] <= process["vmas_budget"] for process in counters["processes"])
+
+
+def test_writes_split_and_stay_private() -> None:
+    with Pool("arrays", 3, 16, prefix=run_prefix("writes")) as pool:
+        assert settle("writes", 60)
+        plain = bytearray(b"".join(map(random.Random(5).randbytes, [MIB] * 16)))
+        for number, digest in enumerate(pool.ask(["write", 4096 * 7])):
+            mine = bytearray(plain)
+            mine[:: 4096 * 7] = bytes([number + 1]) * len(mine[:: 4096 * 7])
+            assert digest == hashlib.sha256(mine).hexdigest()
+        assert settle("writes", 60)
+        assert len(set(pool.ask("digest"))) == 3
+
+
+def test_forked_children_see_and_keep_the_right_memory() -> None:
+    with Pool("arrays", 2, 16, prefix=run_prefix("forks")) as pool:
+        assert settle("forks", 60)
+        data = bytearray(b"".join(map(random.Random(5).randbytes, [MIB] * 16)))
+        before = hashlib.sha256(data).hexdigest()
+        data[:MIB] = bytes(MIB)
+        after = hashlib.sha256(data).hexdigest()
+        assert pool.ask(["fork"]) == [[before, after, before]] * 2
+
+
+def test_unmerge_gives_everything_back() -> None:
+    with Pool("arrays", 3, 32, prefix=run_prefix("back")) as pool:
+        assert settle("back", 60)
+        assert stat("back")["saved_bytes"] > 60 * MIB
+        with Client(Domain("back")) as client:
+            client.request("set", knobs={"run": 2})
+        wait_until(lambda: stat("back")["pages_sharing"] == 0, 30)
+        for pid in pool.pids:
+            assert "udedup-segment" not in Path(f"/proc/{pid}/maps").read_text()
+        assert len(set(pool.ask("digest"))) == 1
+        with Client(Domain("back")) as client:
+            client.request("set", knobs={"run": 1})
+        wait_until(lambda: stat("back")["saved_bytes"] > 60 * MIB, 30)
+
+
+def test_killed_merger_harms_nobody_and_the_next_one_adopts(domains: Path) -> None:
+    with Pool("arrays", 3, 32, prefix=run_prefix("killed")) as pool:
+        assert settle("killed", 60)
+        digests = pool.ask("digest")
+        (merger,) = mergers(domains)
+        os.kill(merger, signal.SIGKILL)
+        assert pool.ask("digest") == digests
+        # `run` starts another, and the agents connect again with what they have mapped.
+        wait_until(lambda: [pid for pid in mergers(domains) if pid != merger], 20)
+        wait_until(lambda: _adopted("killed", pool.pids, 60 * MIB), 40)
+        assert pool.ask("digest") == digests
+        assert len(set(pool.ask(["write", 65536]))) == 3
+
+
+def _adopted(domain: str, pids: list[int], saved: int) -> bool:
+    try:
+        counters = stat(domain)
+    except Exception:
+        return False
+    return {process["pid"] for process in counters["processes"]} >= set(pids) and counters[
+        "saved_bytes"
+    ] >= saved
+
+
+def test_merger_killed_while_it_merges(domains: Path) -> None:
+    with Pool("arrays", 3, 64, prefix=run_prefix("storm", "--set", "sleep_millisecs=10")) as pool:
+        for _ in range(4):
+            wait_until(lambda: mergers(domains), 20)
+            time.sleep(0.3)
+            for pid in mergers(domains):
+                os.kill(pid, signal.SIGKILL)
+        data = b"".join(map(random.Random(5).randbytes, [MIB] * 64))
+        assert set(pool.ask("digest")) == {hashlib.sha256(data).hexdigest()}
+        wait_until(lambda: _adopted("storm", pool.pids, int(0.95 * 2 * 64 * MIB)), 60)
+        assert set(pool.ask("digest")) == {hashlib.sha256(data).hexdigest()}
+
+
+def test_worker_that_dies_leaks_nothing() -> None:
+    with Pool("arrays", 3, 16, prefix=run_prefix("dying")) as pool:
+        assert settle("dying", 60)
+        os.kill(pool.pids[0], signal.SIGKILL)
+        os.kill(pool.pids[1], signal.SIGKILL)
+        wait_until(lambda: process_stat("dying", pool.pids[0]) is None, 20)
+        # Alone, the last one shares with nobody: its pages go home and the store empties.
+        wait_until(lambda: stat("dying")["store_pages"] <= 200, 30)
+        pool.process.kill()
+
+
+def test_duplicates_within_one_process_merge() -> None:
+    with Pool("twice", 32, prefix=run_prefix("twice")) as pool:
+        assert settle("twice", 60)
+        counters = stat("twice")
+        assert counters["saved_bytes"] >= 0.99 * 32 * MIB
+        assert counters["zero_pages"] >= 0.99 * 32 * MIB / 4096
+        assert pool.ask("check") is True
+
+
+def test_random_layout_merges_hardly_any_pointers() -> None:
+    """Not a promise, but the reason for the pool's layout: should this fail, the README is wrong."""
+    modules = ("decimal", "asyncio", "sqlite3", "unittest.mock")
+    results = {}
+    for layout in ("pool", "random"):
+        with Pool("imports", 4, *modules, prefix=run_prefix(layout, "--layout", layout, "--threshold", "1")):
+            assert settle(layout, 60)
+            results[layout] = stat(layout)["saved_bytes"]
+    assert results["pool"] > 2 * results["random"]
