@@ -25,19 +25,9 @@
 #define PT_SEIZE 0x4206
 #define PT_INTERRUPT 0x4207
 #define EVENT_STOP 128
+#define LATE_US 500000u
 
 enum { T_RUNS = 0, T_STOPPED, T_GONE, T_SKIP };
-
-#if defined(__x86_64__)
-struct regs { /* user_regs_struct */
-    unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss,
-        fs_base, gs_base, ds, es, fs, gs;
-};
-#else
-struct regs { /* user_pt_regs */
-    unsigned long x[31], sp, pc, pstate;
-};
-#endif
 
 static long pt(long request, int tid, long addr, const void *data)
 {
@@ -135,27 +125,20 @@ static int seize_new(struct ud__hold *h)
     }
 }
 
-/* What wait4 said of one thread. -1: give up. */
-static int note_stop(struct ud__hold *h, int tid, int status)
+/* What wait4 said of one thread. */
+static void note_stop(struct ud__hold *h, struct ud__held *t, int status)
 {
-    struct ud__held *t = find(h, tid);
-    if (!t)
-        return 0;
     if (!WIFSTOPPED(status)) {
         t->state = T_GONE;
-        return 0;
+        return;
     }
     int sig = WSTOPSIG(status);
-    if (status >> 16 == EVENT_STOP) {
-        t->state = T_STOPPED;
-        if (sig != SIGTRAP) { /* a group stop: the program is being suspended */
-            h->cause = UD_CAUSE_HOLD_DEADLINE;
-            return -1;
-        }
-    } else {
-        pt(PT_CONT, tid, 0, (void *)(long)sig); /* it takes its signal, our trap is still pending */
+    if (status >> 16 != EVENT_STOP) {
+        pt(PT_CONT, t->tid, 0, (void *)(long)sig); /* it takes its signal, our trap is still pending */
+        return;
     }
-    return 0;
+    t->state = T_STOPPED;
+    h->suspended |= sig != SIGTRAP; /* a group stop */
 }
 
 static int running(const struct ud__hold *h)
@@ -166,54 +149,63 @@ static int running(const struct ud__hold *h)
     return n;
 }
 
-static int wait_all(struct ud__hold *h)
+/* The next thread of which there is news; NULL at the deadline. */
+static struct ud__held *wait_one(struct ud__hold *h)
 {
-    uint64_t chld = 1ull << (SIGCHLD - 1);
-    while (running(h)) {
+    uint64_t chld = 1ull << (SIGCHLD - 1), now;
+    do {
         int status;
         long r = ud__sys(__NR_wait4, -1, &status, WNOHANG | __WALL, 0);
-        if (r > 0) {
-            if (note_stop(h, (int)r, status))
-                return -1;
+        struct ud__held *t = r > 0 ? find(h, (int)r) : NULL;
+        if (t) {
+            note_stop(h, t, status);
+            return t;
+        }
+        now = ud__now_us();
+        if (r > 0 || now >= h->deadline_us)
             continue;
-        }
-        uint64_t now = ud__now_us();
-        if (now >= h->deadline_us) {
-            h->cause = UD_CAUSE_HOLD_DEADLINE;
-            return -1;
-        }
         uint64_t left = h->deadline_us - now;
         struct timespec ts = {(time_t)(left / 1000000), (long)(left % 1000000) * 1000};
         ud__sys(__NR_rt_sigtimedwait, &chld, 0, &ts, 8);
-    }
-    return 0;
+    } while (now < h->deadline_us);
+    return NULL;
 }
 
-/* Reads stack pointers, and starts again what our stop alone interrupted. */
-static void look_at_registers(struct ud__hold *h)
+static int wait_all(struct ud__hold *h)
 {
-    for (int i = 0; i < h->count; i++) {
-        struct ud__held *t = &h->t[i];
-        struct regs regs;
-        struct iovec iov = {&regs, sizeof regs};
-        if (t->state != T_STOPPED || pt(PT_GETREGSET, t->tid, 1 /* NT_PRSTATUS */, &iov) != 0)
-            continue;
-        t->sp = regs.sp;
-#if defined(__x86_64__)
-        t->tls = regs.fs_base;
-        /* As the kernel itself says it: start the call again, unless a signal of the program's is to be handled (even
-         * one that comes between here and our letting go): then it is EINTR after all. close is left alone: Linux has
-         * closed the descriptor even when it says EINTR. */
-        if (UD__GUARD_ON(UD__GUARD_EINTR) && (long)regs.orig_ax >= 0 && (long)regs.ax == -EINTR &&
-            regs.orig_ax != __NR_close) {
-            unsigned long *args[6] = {&regs.di, &regs.si, &regs.dx, &regs.r10, &regs.r8, &regs.r9};
-            ud__sleepers_shorten(h->pid, t->tid, regs.orig_ax, regs.sp, args);
-            regs.ax = (unsigned long)-514l; /* ERESTARTNOHAND */
-            if (pt(PT_SETREGSET, t->tid, 1, &iov) == 0)
-                h->repairs++;
+    while (running(h) && !h->suspended)
+        if (!wait_one(h)) {
+            h->cause = UD_CAUSE_HOLD_DEADLINE;
+            return -1;
         }
-#endif
+    if (h->suspended)
+        h->cause = UD_CAUSE_HOLD_DEADLINE;
+    return h->suspended ? -1 : 0;
+}
+
+/* Reads the stack pointer, and starts again what our stop alone interrupted. */
+static void look_at_registers(struct ud__hold *h, struct ud__held *t)
+{
+    struct ud__regs regs;
+    struct iovec iov = {&regs, sizeof regs};
+    if (pt(PT_GETREGSET, t->tid, 1 /* NT_PRSTATUS */, &iov) != 0)
+        return;
+    t->sp = regs.sp;
+#if defined(__x86_64__)
+    t->tls = regs.fs_base;
+    /* As the kernel itself says it: start the call again, unless a signal of the program's is to be handled (even
+     * one that comes between here and our letting go): then it is EINTR after all. close is left alone: Linux has
+     * closed the descriptor even when it says EINTR. */
+    if (UD__GUARD_ON(UD__GUARD_EINTR) && (long)regs.orig_ax >= 0 && (long)regs.ax == -EINTR &&
+        regs.orig_ax != __NR_close) {
+        unsigned long *args[6] = {&regs.di, &regs.si, &regs.dx, &regs.r10, &regs.r8, &regs.r9};
+        ud__sleepers_shorten(h->pid, t->tid, regs.orig_ax, regs.sp, args);
+        regs.ax = (unsigned long)-514l; /* ERESTARTNOHAND */
+        h->repairs += pt(PT_SETREGSET, t->tid, 1, &iov) == 0;
+    } else if (UD__GUARD_ON(UD__GUARD_EINTR) && ud__resume_write(h->pid, &regs)) {
+        h->repairs += pt(PT_SETREGSET, t->tid, 1, &iov) == 0;
     }
+#endif
 }
 
 static void signals_for_holder(void)
@@ -228,13 +220,30 @@ static void signals_for_holder(void)
     ud__sys(__NR_rt_sigaction, SIGCHLD, &dfl, 0, 8);
 }
 
+/* The hold was given up, but our interruption has reached threads that had not stopped yet: their calls are mended as
+ * they come, while everybody else runs. Who does not come (vfork, a disk) was not interrupted. */
+static void let_go_late(struct ud__hold *h)
+{
+    h->deadline_us = ud__now_us() + LATE_US;
+    while (running(h)) {
+        struct ud__held *t = wait_one(h);
+        if (!t)
+            return;
+        if (t->state == T_STOPPED) {
+            look_at_registers(h, t);
+            pt(PT_DETACH, t->tid, 0, NULL);
+            t->state = T_GONE;
+        }
+    }
+}
+
 int ud__hold_begin(struct ud__hold *h)
 {
     char path[48], *end = path + sizeof path;
     char *at = ud__put_str(path, end, "/proc/");
     at = ud__put_dec(at, end, (uint64_t)h->pid);
     ud__put_str(at, end, "/task");
-    h->count = 0;
+    h->count = h->suspended = 0;
     h->cause = UD_CAUSE_HOLD_REFUSED;
     h->taskfd = (int)ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (h->taskfd < 0)
@@ -249,11 +258,13 @@ int ud__hold_begin(struct ud__hold *h)
             fresh = -1;
             break;
         }
-    if (fresh == 0) {
-        look_at_registers(h);
+    for (int i = 0; i < h->count; i++)
+        if (h->t[i].state == T_STOPPED)
+            look_at_registers(h, &h->t[i]);
+    if (fresh == 0)
         return 0;
-    }
     ud__hold_end(h);
+    let_go_late(h);
     return -1;
 }
 
@@ -262,7 +273,6 @@ void ud__hold_end(struct ud__hold *h)
     for (int i = 0; i < h->count; i++)
         if (h->t[i].state == T_STOPPED)
             pt(PT_DETACH, h->t[i].tid, 0, NULL);
-    /* Threads that never stopped are let go when the holder exits, which is next. */
     ud__sys(__NR_close, h->taskfd);
     h->taskfd = -1;
 }

@@ -155,6 +155,7 @@ struct ud__hold {
     uint64_t began_us;
     int count;
     int taskfd;
+    int suspended;        /* the program is being stopped by a signal */
     int cause;            /* enum ud_cause when begin failed */
     uint32_t repairs;
     struct ud__held *t;   /* UD__HOLD_MAX */
@@ -165,6 +166,19 @@ void ud__hold_end(struct ud__hold *h) UD_HIDDEN;
 int ud__hold_has_stack(const struct ud__hold *h, uint64_t start, uint64_t end) UD_HIDDEN;
 /* Before a batch, from the agent: UD_CAUSE_* if a thread sleeps where an interruption shows, else -1. */
 int ud__hold_precheck(int pid, int self_tid) UD_HIDDEN;
+
+#if defined(__x86_64__)
+struct ud__regs { /* the kernel's user_regs_struct */
+    unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss,
+        fs_base, gs_base, ds, es, fs, gs;
+};
+#else
+struct ud__regs { /* user_pt_regs */
+    unsigned long x[31], sp, pc, pstate;
+};
+#endif
+/* resume.c, in a hold: 1 if the thread was in a write that our stop cut short, and now goes on with the rest. */
+int ud__resume_write(int pid, struct ud__regs *regs) UD_HIDDEN;
 
 /* ---- sleepers.c: relative timeouts of calls that are started again ---------------------------------------------- */
 

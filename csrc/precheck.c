@@ -1,7 +1,7 @@
 /* precheck.c: is any thread asleep in a system call that a stop would show in?
  *
  * Most calls that a stop interrupts are started again by the kernel, or by the holder (hold.c). Not those
- * that may have moved some bytes already (a blocking write or send of much), and not vfork, whose
+ * that may have moved some bytes already (a blocking writev or sendmsg of much), and not vfork, whose
  * parent cannot be stopped at all. Such a batch is put off.
  *
  * Guarantees: reads /proc/PID/task/TID/syscall only, before anybody is stopped.
@@ -16,15 +16,17 @@
 static int moves_bytes(unsigned long nr, const uint64_t *args)
 {
     switch (nr) {
+#ifndef __x86_64__ /* there the holder lets them go on, resume.c */
     case __NR_write:
-    case __NR_writev:
     case __NR_pwrite64:
+    case __NR_sendto:
+    case __NR_sendfile:
+#endif
+    case __NR_writev:
     case __NR_pwritev:
     case __NR_pwritev2:
-    case __NR_sendto:
     case __NR_sendmsg:
     case __NR_sendmmsg:
-    case __NR_sendfile:
     case __NR_splice:
     case __NR_vmsplice:
     case __NR_tee:
