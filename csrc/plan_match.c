@@ -173,6 +173,17 @@ static uint32_t row_length(struct ud_planner *p, struct ud__session *s, uint32_t
     return n;
 }
 
+/* How long the row will be once pages that hold the same, but are too young to be candidates, have aged:
+ * a tile made for its beginning would be too narrow for the rest. */
+static uint32_t row_to_come(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n)
+{
+    uint64_t digest = ud__entry(s, page);
+    while (n < UD__MAX_EXTENT && ud__ledger_follows(s, page + n - 1, p->page_size) && ud__in_use(s, page + n) &&
+           ud__entry(s, page + n) == digest && ud__state(s, page + n) != UD_PG_MERGED)
+        n++;
+    return n;
+}
+
 static uint32_t tile_width(struct ud_planner *p, struct ud__ref to, uint32_t most)
 {
     struct ud__segment *g = ud__segment(p, to.id);
@@ -210,7 +221,7 @@ static void publish_row(struct ud_planner *p, struct ud__session *s, uint32_t pa
 static void match_row(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n, int64_t now)
 {
     struct ud__ref to;
-    uint32_t copies = n / TILE_SHARE;
+    uint32_t copies = row_to_come(p, s, page, n) / TILE_SHARE;
     if (copies > p->conf.max_page_sharing)
         copies = p->conf.max_page_sharing;
     if (copies > p->conf.segment_pages)

@@ -105,7 +105,7 @@ def test_runs_published_piecemeal_are_mended(bench: Bench) -> None:
 
 
 def test_a_day_of_churn_leaves_nothing(bench: Bench) -> None:
-    """Sessions that register, merge, split and leave, thousands of times: store, descriptors and memory stay flat."""
+    """Sessions register, merge, split and leave, 1500 times: store, descriptors and memory stay flat."""
     rng = random.Random(5)
     base = bench.join()[1]
     base.write(HERE, [page(1 + i) for i in range(64)])

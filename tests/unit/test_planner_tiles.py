@@ -2,6 +2,7 @@
 
 from fake_agent import PAGE, Bench, FakeProcess, page, runs
 
+from udedup.core import lib
 from udedup.merger import wire
 
 HERE = 0x7F0000000000
@@ -37,6 +38,19 @@ def test_rows_of_several_processes_share_one_tile(bench: Bench) -> None:
     bench.settle()
     sums, store = bench.count()
     assert (sums["shared"], sums["sharing"], store["slots"]) == (256, 4 * 4096 - 256, 256)
+
+
+def test_tile_is_made_for_the_row_to_come(bench: Bench) -> None:
+    """Half of the row is too young to be merged yet: the tile is as wide as the whole needs."""
+    process = bench.join(FakeProcess())[1]
+    process.write(HERE, [page(1)] * 2048)
+    process.write(HERE + 2048 * PAGE, [page(1)] * 2048, lib.UD_PG_VOLATILE)
+    bench.settle()
+    assert bench.count()[1]["slots"] == 256
+    process.write(HERE + 2048 * PAGE, [page(1)] * 2048)
+    bench.settle()
+    assert bench.count()[1]["slots"] == 256
+    assert mappings(bench) == 4096 // 256
 
 
 def test_small_row_gets_a_small_tile_and_a_large_one_a_larger(bench: Bench) -> None:

@@ -78,7 +78,7 @@ class Agent:
         if fd < 0:
             raise wire.BadMessage("a segment without its descriptor")
         try:
-            self.server.store.add(fd, name, self.sid)
+            self.server.keep_segment(fd, name, self.sid)
         except OSError as error:
             raise wire.BadMessage(str(error)) from None
         return -1
@@ -98,7 +98,7 @@ class Agent:
             if fd < 0:
                 raise wire.BadMessage("PUBLISHED without its descriptor")
             try:
-                gid, fd = self.server.store.add(fd, result.segment, self.sid), -1
+                gid, fd = self.server.keep_segment(fd, result.segment, self.sid), -1
             except OSError as error:
                 raise wire.BadMessage(str(error)) from None
         self.server.planner.published(self.sid, plan, gid)

@@ -188,6 +188,12 @@ class Server:
 
     # ---- agents ----
 
+    def keep_segment(self, fd: int, name: int, sid: int) -> int:
+        """Puts an agent's segment into the store, which then owns fd. Its id; OSError if it is not sound."""
+        gid = self.store.add(fd, name, sid)
+        self.scrubber.added(gid)
+        return gid
+
     def agents(self) -> list[Agent]:
         return list(self._by_sid.values())
 
