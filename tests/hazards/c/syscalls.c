@@ -303,6 +303,7 @@ static void s_write_pipe(void) /* megabytes that block: the full count must come
     int pid = fork();
     if (pid == 0) {
         static char buf[65536];
+        close(fds[1]);
         for (ssize_t got; total < bytes; total += (size_t)got) {
             nap(0.005);
             if ((got = read(fds[0], buf, sizeof buf)) <= 0)

@@ -1,0 +1,118 @@
+"""Each guard of the merge transaction: with it nothing is wrong, without it the same test fails.
+
+Guards are switched off by UDEDUP_TEST_GUARDS in a library built with -DUD_TEST; UDEDUP_TEST_DELAY_US makes
+the gaps wide that a missing guard leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hazards.lab import NOT_MERGED, Lab
+
+CSRC = Path(__file__).parents[2] / "csrc"
+
+#: guard -> (test in c/races.c, gap in microseconds)
+RACES = {
+    "busy": ("dontneed_race", "8000"),
+    "hold": ("store_race", "1000"),
+    "compare": ("store_race", "0"),
+    "mapcheck": ("file_race", "0"),
+    "lastpage": ("raw_mremap", "0"),
+}
+
+
+@pytest.fixture(scope="session")
+def test_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """libudedup.so with guards that can be switched off."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    where = tmp_path_factory.mktemp("udtest")
+    configure = ["cmake", "-S", str(CSRC), "-B", str(where), "-DUD_PYTHON=OFF", "-DCMAKE_C_FLAGS=-DUD_TEST"]
+    for command in (configure, ["cmake", "--build", str(where), "--target", "libudedup", "-j2"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return next(where.rglob("libudedup.so"))
+
+
+@pytest.fixture
+def racing(lab: Lab, test_library: Path) -> Iterator[Lab]:
+    before = lab.library
+    lab.library = test_library
+    yield lab
+    lab.library = before
+
+
+@pytest.mark.parametrize("guard", RACES)
+def test_right_with_all_guards(racing: Lab, guard: str) -> None:
+    name, gap = RACES[guard]
+    racing.same([racing.program("races"), name], UDEDUP_TEST_DELAY_US=gap)
+
+
+@pytest.mark.parametrize("guard", RACES)
+def test_wrong_without_the_guard(racing: Lab, guard: str) -> None:
+    name, gap = RACES[guard]
+    program = racing.program("races")
+    plain = racing.plain([program, name])
+    for _ in range(5):
+        run = racing.merged([program, name], UDEDUP_TEST_GUARDS=guard, UDEDUP_TEST_DELAY_US=gap)
+        assert run.status != NOT_MERGED
+        if (run.status, run.out) != (plain.status, plain.out):
+            return
+    pytest.fail(f"nothing goes wrong without {guard}: does the test test it?")
+
+
+def test_large_blocks_grow_right(racing: Lab) -> None:
+    racing.same([racing.program("races"), "realloc_race"], UDEDUP_TEST_DELAY_US="200")
+
+
+@contextlib.contextmanager
+def killing_holders() -> Iterator[list[int]]:
+    """kill -9 of everything named udedup-agent that is a process of its own: holders and readers."""
+    stop = threading.Event()
+    killed: list[int] = []
+
+    def hunt() -> None:
+        while not stop.is_set():
+            for entry in os.listdir("/proc"):
+                with contextlib.suppress(OSError):
+                    if entry.isdigit() and Path(f"/proc/{entry}/comm").read_text() == "udedup-agent\n":
+                        os.kill(int(entry), signal.SIGKILL)
+                        killed.append(int(entry))
+
+    thread = threading.Thread(target=hunt)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_holder_killed_at_any_instant(racing: Lab) -> None:
+    with killing_holders() as killed:
+        racing.same([racing.program("races"), "killed_holder"], UDEDUP_TEST_DELAY_US="1000")
+    assert killed
+
+
+def test_holder_killed_without_bitfirst(racing: Lab) -> None:
+    program = racing.program("races")
+    for _ in range(5):
+        with killing_holders():
+            run = racing.merged([program, "killed_holder"], UDEDUP_TEST_GUARDS="bitfirst", UDEDUP_TEST_DELAY_US="1000")
+        if run.out != "bad 0\ndone\n":
+            return
+    pytest.fail("nothing goes wrong without bitfirst: does the test test it?")
+
+
+def test_sleeping_calls_see_interruptions_without_the_repair(racing: Lab) -> None:
+    run = racing.merged([racing.program("syscalls"), "sleepers_see_nothing"], UDEDUP_TEST_GUARDS="eintr")
+    assert run.status == 1, run
