@@ -195,6 +195,32 @@ def test_killed_at_every_step(victim, built, tmp_path, mode):
     assert not left_behind(process.pid)
 
 
+@pytest.mark.parametrize("mode", ["poll", "nanosleep"])
+def test_killed_inside_the_call_the_sleep_goes_on(victim, built, tmp_path, mode):
+    """Half through a sleep of three seconds the tracer dies in the call: it ends on time, not half as late
+    again.
+    """
+    process = victim(mode, "alone", "3000")
+    time.sleep(0.3)
+    inject(find(process.pid), built / "spy", tmp_path / "log")
+    steps = requests_of_one_injection(process.pid, built, tmp_path)
+    assert process.stdout.readline().split()[0] == "0"
+    time.sleep(2)
+    command = [
+        sys.executable,
+        HERE / "inject_once.py",
+        process.pid,
+        built / "spy",
+        tmp_path / "log",
+        steps // 2,
+    ]
+    killed = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    line = process.stdout.readline()
+    assert line.startswith("1 "), (steps, process.stderr.read())
+    assert not left_behind(process.pid)
+
+
 def test_missing_symbol_and_missing_library(victim, built, tmp_path):
     process = victim("epoll")
     target = find(process.pid)

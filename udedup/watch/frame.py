@@ -32,7 +32,8 @@ _GREGS = [
     "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp", "rip", "eflags",
 ]  # fmt: skip
 _RESTART = {-512, -513, -514, -516}  # ERESTARTSYS, NOINTR, NOHAND, RESTARTBLOCK
-_RESTART_NOHAND = -514
+_RESTART_NOHAND, _RESTARTBLOCK = -514, -516
+MARK = 39  # getpid
 _EINTR = -4
 _CLOSE = 3
 _SYSCALL_BYTES = 2
@@ -126,6 +127,7 @@ AREA_BYTES = 64 * PAGE
 _WORDS = [
     "dlopen", "dlsym", "dlerror", "errno_location", "gadget", "back",
     "area", "length", "handle", "function", "result", "error",
+    "mask", "frame_rax", "frame_rip", "rip",
 ]  # fmt: skip
 WORD = {name: 8 * index for index, name in enumerate(_WORDS)}
 _PATH, _SOCKET, _NAME = 512, 1536, 2048
@@ -153,8 +155,44 @@ def _lea(opcode: str, offset: int) -> bytes:
     return bytes.fromhex(opcode) + struct.pack("<i", offset)
 
 
-def code_page(data_at: int) -> bytes:
-    """dlopen(path), dlsym(name), name(socket, 0), errno as it was, munmap(area), and back."""
+def _restart() -> bytes:
+    """Sleeps on for what was left of the thread's time, and has the frame return what came of it."""
+    return (
+        _lea("488db3", WORD["mask"])  # rsi = &mask
+        + bytes.fromhex(
+            "bf02000000 31d2 41ba08000000 b80e000000 0f05"
+        )  # rt_sigprocmask(SIG_SETMASK, rsi, 0, 8)
+        + bytes.fromhex("b8db000000 0f05")  # restart_syscall()
+        + _rbx("488b8b", "frame_rax")
+        + bytes.fromhex("488901")  # [rcx] = rax
+        + _rbx("488b8b", "frame_rip")
+        + _rbx("488b93", "rip")
+        + bytes.fromhex("488911")  # [rcx] = rdx
+    )
+
+
+def words_of(frame: Frame, regs: Registers, mask: int) -> dict[str, int]:
+    """What the code has to know to restart the call the thread slept in."""
+    context = frame.address + 8 + 40
+    return {
+        "mask": mask,
+        "frame_rax": context + 8 * _GREGS.index("rax"),
+        "frame_rip": context + 8 * _GREGS.index("rip"),
+        "rip": regs.rip,
+    }
+
+
+def timed(regs: Registers) -> bool:
+    """True if the rest of its sleep is known to the kernel alone (ERESTART_RESTARTBLOCK): poll, nanosleep."""
+    return in_syscall(regs) and signed(regs.rax) == _RESTARTBLOCK
+
+
+def code_page(data_at: int, restart: bool) -> bytes:
+    """dlopen(path), dlsym(name), name(socket, 0), errno as it was, a mark, munmap(area), and back.
+
+    The mark is getpid(): there the tracer, if it lives, takes the thread. If not, and if `restart`, the
+    thread sleeps on before it goes back.
+    """
     fail = _rbx("ff93", "dlerror") + _rbx("488983", "error")  # call dlerror; error = rax
     join = (
         _rbx("488983", "function")  # function = rax
@@ -189,6 +227,10 @@ def code_page(data_at: int) -> bytes:
     )
     end = (
         bytes.fromhex("45896500")  # [r13] = r12d
+        + b"\xb8"
+        + struct.pack("<I", MARK)  # eax = getpid
+        + bytes.fromhex("0f05")
+        + (_restart() if restart else b"")
         + _rbx("488bbb", "area")  # rdi
         + _rbx("488bb3", "length")  # rsi
         + _rbx("488ba3", "back")  # rsp

@@ -2,7 +2,7 @@
 
 Guarantees: whatever ends us (kill -9 included), the thread goes back to what it did with its registers,
 vector state, signal mask and errno (frame.py); a system call it slept in goes on; signals that came are
-delivered. One limit: killed within the few milliseconds of the call, a poll or nanosleep begins its time
+delivered. One limit: killed in the instant before the call or after it, a poll or nanosleep begins its time
 anew. Fails: UdedupError. Nothing of ours is left in the process then, save that the library may be loaded.
 """
 
@@ -30,7 +30,7 @@ _PRIVATE_ANON = 0x22
 # Signals of the instruction itself stay open: the kernel would kill a thread that blocks them.
 _SYNCHRONOUS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS}
 _BLOCK_ALL = (1 << 64) - 1 & ~sum(1 << (number - 1) for number in _SYNCHRONOUS)
-_EALREADY = -114
+_EALREADY, _ENOSYS = -114, -38
 _WORD64 = (1 << 64) - 1
 
 
@@ -149,8 +149,9 @@ class _Loan:
             raise UdedupError(f"process {self.process.pid} has no memory left for a call; {_errno(area)}")
         words = {**words, "gadget": self.process.gadget, "back": self.frame.address}
         words |= {"area": area, "length": frame.AREA_BYTES}
+        words |= frame.words_of(self.frame, self.before, self.mask)
         data = area + frame.PAGE
-        self.memory.write(area, frame.code_page(data))
+        self.memory.write(area, frame.code_page(data, frame.timed(self.before)))
         self.memory.write(data, frame.data_page(words, *texts))
         back = self._unmapping_first(area)
         refused = frame.signed(self._remote(_MPROTECT, area, frame.PAGE, _RX, back=back))
@@ -161,9 +162,9 @@ class _Loan:
                 "start it under `udedup run`"
             )
         self._start(rip=area, rsp=area + frame.AREA_BYTES - 64)
-        self._run_to_munmap(area)
+        self._run_to_mark(area)
         answer = _Answer(self.memory, data)
-        self._finish_munmap()
+        self._unmap_and_give_back(area)
         return answer.check(self.process.pid)
 
     def _start(self, **changes: int) -> None:
@@ -203,12 +204,12 @@ class _Loan:
             if event[0] == "syscall":
                 return
 
-    def _run_to_munmap(self, area: int) -> None:
-        """Runs our code up to its last system call, which is not made yet."""
+    def _run_to_mark(self, area: int) -> None:
+        """Runs our code up to the mark, where its answer stands in the data page."""
         deadline = time.monotonic() + _CALL_SECONDS
         patience = time.monotonic() + _CALL_PATIENCE
+        self.tracee.to_syscall()
         while True:
-            self.tracee.to_syscall()
             event = self.tracee.wait(deadline)
             if event is None:
                 if time.monotonic() > patience or not self._inside_loader():
@@ -219,9 +220,10 @@ class _Loan:
             if kind == "signal" and number in _SYNCHRONOUS:
                 self._abandon(area, f"met {signal.Signals(number).name}")
             regs = self.tracee.registers()
-            ours = regs.rip == self.process.gadget + 2 and regs.rdi == area
-            if kind == "syscall" and ours and regs.orig_rax == _MUNMAP and frame.signed(regs.rax) == -38:
+            ours = area <= regs.rip < area + frame.PAGE and regs.orig_rax == frame.MARK
+            if kind == "syscall" and ours and frame.signed(regs.rax) != _ENOSYS:  # its exit
                 return
+            self.tracee.to_syscall()
 
     def _inside_loader(self) -> bool:
         return glibc.owns_loader_lock(self.memory, self.process.loader, self.tracee.tid)
@@ -236,10 +238,6 @@ class _Loan:
 
     def _unmap_and_give_back(self, area: int) -> None:
         self._remote(_MUNMAP, area, frame.AREA_BYTES)
-        self._give_back()
-
-    def _finish_munmap(self) -> None:
-        self._to_syscall()
         self._give_back()
 
     def _give_back(self) -> None:

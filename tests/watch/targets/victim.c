@@ -1,6 +1,7 @@
 /* victim.c: does one thing for ever and ends with status 3 and a line when anything is not as it should be.
  *
- *   victim MODE    prints "ready"; every line on stdin is answered by the number of rounds done so far.
+ *   victim MODE [alone [MS]]    prints "ready"; every line on stdin is answered by the number of rounds done so
+ *                               far; alone, without a second thread, it prints each. MS: each sleep must last as long.
  * Modes: regs (all registers in a tight loop), and calls that sleep 200 ms each or until something comes.
  */
 #define _GNU_SOURCE
@@ -20,7 +21,8 @@
 #include <unistd.h>
 
 static volatile long rounds;
-static const int MS = 200;
+static int lasts; /* 1: a sleep that takes 1.6 times as long is bad too */
+static int MS = 200;
 
 static void bad(const char *what, long value)
 {
@@ -84,12 +86,14 @@ static void must_last(const char *what, double began, long result, long wanted)
         bad(what, result);
     if (ms < MS - 1)
         bad("too early, ms", (long)ms);
+    if (lasts && ms > MS * 1.6)
+        bad("too late, ms", (long)ms);
 }
 
 static void call(const char *mode)
 {
     double t = now();
-    struct timespec ts = {0, MS * 1000000L}, abs;
+    struct timespec ts = {MS / 1000, MS % 1000 * 1000000L}, abs;
     if (!strcmp(mode, "poll")) {
         must_last(mode, t, poll(NULL, 0, MS), 0);
     } else if (!strcmp(mode, "nanosleep")) {
@@ -162,6 +166,10 @@ static void *answer(void *unused)
 int main(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "read";
+    if (argc > 3) {
+        MS = atoi(argv[3]);
+        lasts = 1;
+    }
     struct sigaction action = {.sa_handler = on_signal}; /* no SA_RESTART: EINTR would show */
     sigaction(SIGUSR1, &action, NULL);
     write(1, "ready\n", 6);
