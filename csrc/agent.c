@@ -74,7 +74,8 @@ static int open_all(void)
     if (ud__read_file("/proc/sys/vm/max_map_count", buf, sizeof buf) > 0)
         ud__a.max_maps = ud__get_dec(&s);
     ud__a.heap_start = stat_field(47);
-    ud__locked_mark(ud__a.pid);
+    if (!ud__a.preloaded) /* else madvise told us; locked memory is asked for before each batch */
+        ud__locked_mark(ud__a.pid);
     return 0;
 }
 
@@ -178,15 +179,25 @@ static void loop(void)
     }
 }
 
+/* Sleeps, unless poked. */
+static void nap(uint64_t us)
+{
+    struct timespec ts = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+    if (us)
+        ud__sys(__NR_futex, &ud__a.poke, 0 /* FUTEX_WAIT */, atomic_load(&ud__a.poke), &ts);
+}
+
 static void agent_main(void *arg)
 {
     (void)arg;
     ud__sys(__NR_prctl, PR_SET_NAME, "udedup-agent");
     private_descriptors();
-    if (open_all() == 0) {
+    nap(ud__a.calm_us);
+    ud__a.calm_us = 0;
+    if (!atomic_load(&ud__a.leave) && open_all() == 0) {
         atomic_store(&ud__a.state, UD__AGENT_RUNNING);
         loop();
-        if (atomic_load(&ud__a.leave))
+        if (atomic_load(&ud__a.leave) == UD__LEAVE)
             ud__plan_unmerge(NULL, 0);
     }
     close_all();
@@ -194,6 +205,17 @@ static void agent_main(void *arg)
     atomic_store(&ud__a.state, UD__AGENT_NONE);
     for (;;)
         ud__sys(__NR_exit, 0);
+}
+
+void ud__agent_quit(void)
+{
+    if (atomic_load(&ud__a.state) == UD__AGENT_NONE && !atomic_load(&ud__a.tid))
+        return;
+    atomic_store(&ud__a.leave, UD__QUIT);
+    atomic_fetch_add(&ud__a.poke, 1);
+    ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
+    for (int i = 0; i < 3000 && atomic_load(&ud__a.tid); i++)
+        ud__sleep_us(1000);
 }
 
 int ud__agent_start(void)

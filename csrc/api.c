@@ -52,7 +52,7 @@ int ud_leave(void)
 {
     if (atomic_load(&ud__a.state) == UD__AGENT_NONE)
         return -ENOENT;
-    atomic_store(&ud__a.leave, 1);
+    atomic_store(&ud__a.leave, UD__LEAVE);
     atomic_fetch_add(&ud__a.poke, 1);
     ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
     int r = wait_for(gone, 60000000);

@@ -142,6 +142,8 @@ static void run_batches(struct ud__job *j)
             continue;
         }
         cause = r < 0 ? UD_CAUSE_NOMEM : j->cause_begin;
+        if (cause == UD_CAUSE_PINNED)
+            break;
         ud__sleep_us(1000u << tries++);
     }
     for (uint32_t i = j->done; i < j->npieces && cause >= 0; i++)

@@ -4,7 +4,7 @@
  * and no agent. What the agent had mapped for itself was not inherited, so every pointer to it goes.
  *
  * Guarantees: a batch is never half-done at a fork: the forking thread was held while it ran. The child joins as a
- * process of its own once it has lived a moment (growth.c), or at its next advice.
+ * process of its own: its agent starts at once but sleeps first (growth.c), for most children exec at once.
  * Fails: a child made by a raw clone(2) does not come here; it keeps the state of a process with an agent that
  * it does not have, merges nothing, and the repairs of the interposers still work.
  */

@@ -3,20 +3,17 @@
  * Private memory is counted where it passes by: mappings in the interposed mmap, the heap by its end. Below
  * the threshold there is no thread, no connection, nothing but the counting.
  *
- * Guarantees: async-signal-safe. A forked child waits FORK_CALM_US before its agent starts, so that fork and exec
- * stay what they were: one thread, nothing to clean up.
+ * Guarantees: async-signal-safe. A forked child of a process with an agent gets its own, which does nothing for
+ * UD__FORK_CALM_US: exec ends it before it has begun.
  * Fails: a heap that grows without malloc (raw brk) is not seen before the next mmap.
  */
 #include "internal.h"
-
-#define FORK_CALM_US 300000u
 
 extern void *__curbrk __attribute__((weak));
 
 UD_HIDDEN _Atomic uintptr_t ud__brk_trigger = UINTPTR_MAX;
 static _Atomic int64_t mapped;
 static uintptr_t brk_start;
-static _Atomic uint64_t not_before; /* us; 0: no fork to wait for */
 
 int ud__in_heap(uint64_t addr)
 {
@@ -31,12 +28,8 @@ void ud__growth_init(uint64_t threshold)
         atomic_store(&ud__brk_trigger, brk_start + threshold);
 }
 
-static void start_if_due(void)
+static void start(void)
 {
-    uint64_t when = atomic_load(&not_before);
-    if (when && ud__now_us() < when)
-        return;
-    atomic_store(&not_before, 0);
     atomic_store(&ud__brk_trigger, UINTPTR_MAX);
     ud__agent_start();
 }
@@ -48,7 +41,7 @@ void ud__growth_check(void)
     uintptr_t end = &__curbrk ? (uintptr_t)__curbrk : 0;
     int64_t heap = end > brk_start ? (int64_t)(end - brk_start) : 0;
     if (heap + atomic_load(&mapped) >= (int64_t)ud__a.threshold)
-        start_if_due();
+        start();
 }
 
 void ud__note_growth(int64_t bytes)
@@ -61,9 +54,6 @@ void ud__note_growth(int64_t bytes)
 
 void ud__growth_forked(void)
 {
-    if (ud__a.disabled || !ud__a.socket[0])
-        return;
-    atomic_store(&not_before, ud__now_us() + FORK_CALM_US);
-    if (!ud__a.advised)
-        atomic_store(&ud__brk_trigger, 0); /* every malloc asks, until it is time */
+    ud__a.calm_us = UD__FORK_CALM_US;
+    start();
 }

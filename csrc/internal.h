@@ -49,7 +49,8 @@ long ud__read_file(const char *path, char *buf, size_t cap) UD_HIDDEN;
 /* ---- guards that tests may switch off (built with -DUD_TEST only) --------------------------------- */
 
 enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE = 4, UD__GUARD_HOLD = 8,
-                 UD__GUARD_BITFIRST = 16, UD__GUARD_EINTR = 32, UD__GUARD_LASTPAGE = 64 };
+                 UD__GUARD_BITFIRST = 16, UD__GUARD_EINTR = 32, UD__GUARD_LASTPAGE = 64,
+                 UD__GUARD_PINNED = 128 };
 #ifdef UD_TEST
 extern UD_HIDDEN unsigned ud__guards_off;
 #define UD__GUARD_ON(g) (!(ud__guards_off & (g)))
@@ -87,6 +88,11 @@ int ud__vma_library(const struct ud__vma *v) UD_HIDDEN;    /* data of a program 
 int ud__vma_mergeable(const struct ud__vma *v) UD_HIDDEN;  /* any of these */
 /* Tells the agent's walk over the mappings, in address order: learns which files are programs. */
 void ud__vma_learn(const struct ud__vma *v) UD_HIDDEN;
+
+int ud__maps_next_shared(struct ud__maps *m, uint64_t *at, char *name, size_t cap) UD_HIDDEN;
+/* pinned.c: 1 if an io_uring or AIO ring is mapped; pages of the address space. */
+int ud__ring_mapped(struct ud__maps *m) UD_HIDDEN;
+uint64_t ud__address_space(int pid) UD_HIDDEN;
 
 /* ---- merged.c: which pages are merged, for the interposers ------------------------------------------- */
 
@@ -206,6 +212,7 @@ struct ud__job {
     struct ud__hold hold;
     uint64_t budget_us;     /* how long to work under the hold */
     uint64_t stop_us;       /* leave off after this moment: set when the work begins */
+    uint64_t ringless;      /* MERGE, ZERO: size of the address space when no ring was in it; 0: not looked yet */
     uint64_t vmlck;         /* MERGE, ZERO: locked kilobytes the agent knows of */
     uint32_t min_run;
     int64_t vmas_left;      /* may be used up */
@@ -282,10 +289,15 @@ struct ud__agent {
     atomic_int merge_any;  /* PR_SET_MEMORY_MERGE */
     uint64_t max_maps;     /* vm.max_map_count */
     uint64_t heap_start;   /* of brk */
+    uint64_t calm_us;      /* the agent sleeps so long before it begins */
 };
 enum { UD__AGENT_NONE = 0, UD__AGENT_STARTING, UD__AGENT_RUNNING, UD__AGENT_ENDING };
 extern UD_HIDDEN struct ud__agent ud__a;
 int ud__agent_start(void) UD_HIDDEN; /* async-signal-safe; 0, or -EALREADY */
+/* Ends the agent without unmerging anything, for a call that only a process with one thread may make. */
+void ud__agent_quit(void) UD_HIDDEN;
+#define UD__FORK_CALM_US 300000u
+enum { UD__LEAVE = 1, UD__QUIT = 2 }; /* in ud__a.leave */
 void ud__agent_forked(void) UD_HIDDEN; /* in the child of a fork */
 void ud__fork_init(void) UD_HIDDEN;
 

@@ -36,11 +36,26 @@ void ud__job_forked(void)
     held_table = NULL; /* DONTFORK: it is not here */
 }
 
-/* Memory may have been locked since the agent looked: then its list of what to leave alone is old. */
-static int locked_since(const struct ud__job *j)
+/* Asynchronous I/O writes into pages that are pinned, not mapped: while there is a ring, nothing is moved. */
+static int pinned(struct ud__job *j, struct ud__maps *maps)
 {
-    int touches = j->kind == UD__JOB_MERGE || j->kind == UD__JOB_ZERO;
-    return touches && ud__locked_kb(j->hold.pid) != j->vmlck;
+    uint64_t size = ud__address_space(j->hold.pid);
+    if (size && size == j->ringless)
+        return 0;
+    j->ringless = size;
+    return ud__ring_mapped(maps);
+}
+
+/* Why the job must not be done after all, asked once everybody is held; -1 if nothing speaks against it. */
+static int objection(struct ud__job *j)
+{
+    if (UD__GUARD_ON(UD__GUARD_BUSY) && atomic_load(&ud__busy_count) != 0)
+        return UD_CAUSE_BUSY;
+    if (!j->ledger) /* an app thread's own: it asks for it */
+        return -1;
+    if (j->kind != UD__JOB_UNMERGE && ud__locked_kb(j->hold.pid) != j->vmlck)
+        return UD_CAUSE_LOCKED; /* locked since the agent looked */
+    return UD__GUARD_ON(UD__GUARD_PINNED) && pinned(j, &j->maps) ? UD_CAUSE_PINNED : -1;
 }
 
 static void work(struct ud__job *j)
@@ -79,11 +94,8 @@ static void holder_main(void *arg)
         ud__maps_refresh(&j->maps);
         work(j);
     } else if (ud__hold_begin(&j->hold) == 0) {
-        if (UD__GUARD_ON(UD__GUARD_BUSY) && atomic_load(&ud__busy_count) != 0)
-            j->cause_begin = UD_CAUSE_BUSY;
-        else if (locked_since(j))
-            j->cause_begin = UD_CAUSE_LOCKED;
-        else if (ud__maps_refresh(&j->maps) == 0)
+        j->cause_begin = objection(j);
+        if (j->cause_begin < 0 && ud__maps_refresh(&j->maps) == 0)
             work(j);
         ud__hold_end(&j->hold);
         j->pause_us = ud__now_us() - j->hold.began_us;
@@ -108,7 +120,10 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
     j->hold.pid = (int)ud__sys(__NR_getpid);
     if (!held_table && !trap)
         held_table = ud__alloc(UD__HOLD_MAX * sizeof *held_table);
-    if (trap) {
+    if (trap && pinned(j, &ud__a.maps)) {
+        j->cause_begin = UD_CAUSE_PINNED;
+        r = 0;
+    } else if (trap) {
         r = ud__trap_job(j);
     } else if (held_table) {
         j->hold.spare_tid = spare_tid;

@@ -226,7 +226,7 @@ static int dispatch(long n, int *fd)
         ud__a.kicked = 3;
         return 0;
     case UD_MSG_LEAVE:
-        atomic_store(&ud__a.leave, 1);
+        atomic_store(&ud__a.leave, UD__LEAVE);
         return 0;
     default:
         return -EPROTO;
@@ -249,7 +249,7 @@ int ud__link_wait(uint64_t us)
 {
     struct timespec ts = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
     if (ud__a.sock < 0) { /* nobody to hear from: only a poke can wake us */
-        ud__sys(__NR_futex, &ud__a.poke, 0, 0, &ts);
+        ud__sys(__NR_futex, &ud__a.poke, 0, atomic_load(&ud__a.poke), &ts);
         return 0;
     }
     struct pollfd p = {.fd = ud__a.sock, .events = POLLIN};

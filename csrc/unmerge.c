@@ -3,8 +3,8 @@
  * Guarantees: in a hold, contents are copied aside and moved into place by one mremap(MREMAP_FIXED): whoever
  * is killed when, a page is either still merged or already plain. Only mappings of our segments
  * are replaced (asked of the kernel in the same hold), so stale bits of the merged map harm nobody.
- * Fails: -ENOMEM leaves the rest merged, which is valid memory; a hold that cannot be had is tried again for a
- * second, then -EAGAIN.
+ * Fails: -ENOMEM leaves the rest merged, which is valid memory; a hold that cannot be had is tried again for ten
+ * seconds, then -EAGAIN.
  */
 #include <sys/mman.h>
 
@@ -142,11 +142,12 @@ void ud__job_relocate(struct ud__job *j)
     j->result = (uint64_t)fresh;
 }
 
-/* Runs a one-piece job from an app thread until it is done. 0, or -errno. */
+/* Runs a one-piece job from an app thread until it is done. 0, or -errno; -EAGAIN if a hold could not be had for
+ * ten seconds. A job without a hold is done in the end: the call that asked for it must not fail because of us. */
 static long run_from_app(struct ud__job *j)
 {
     int tid = (int)ud__sys(__NR_gettid);
-    uint64_t give_up = ud__now_us() + 1000000;
+    uint64_t give_up = j->no_hold ? UINT64_MAX : ud__now_us() + 10000000;
     do {
         uint64_t now = ud__now_us();
         j->hold.deadline_us = now + 20000;

@@ -18,7 +18,9 @@ struct procmap_query { /* linux/fs.h of 6.11 */
     uint64_t vma_name_addr, build_id_addr;
 };
 #define PROCMAP_QUERY_IOCTL _IOWR('f', 17, struct procmap_query)
+#define QUERY_SHARED 0x08
 #define QUERY_COVERING_OR_NEXT 0x10
+#define QUERY_FILE_BACKED 0x20
 
 static int query(int fd, uint64_t addr, struct ud__vma *out)
 {
@@ -35,6 +37,25 @@ static int query(int fd, uint64_t addr, struct ud__vma *out)
     out->dev = q.dev_major << 20 | q.dev_minor;
     if (q.vma_page_size != ud__page && q.vma_page_size)
         out->flags |= UD__VMA_SHARED; /* hugetlb: as good as foreign */
+    return 0;
+}
+
+/* The shared file mapping at or above *at: its name (cut to cap), and *at moves past it. 0, -ENOENT above the last, -errno. */
+int ud__maps_next_shared(struct ud__maps *m, uint64_t *at, char *name, size_t cap)
+{
+    struct procmap_query q = {.size = sizeof q, .query_addr = *at};
+    q.query_flags = QUERY_COVERING_OR_NEXT | QUERY_SHARED | QUERY_FILE_BACKED;
+    q.vma_name_addr = (uint64_t)name;
+    q.vma_name_size = (uint32_t)cap;
+    name[0] = 0;
+    long r = ud__sys(__NR_ioctl, m->fd, PROCMAP_QUERY_IOCTL, &q);
+    if (r == -ENAMETOOLONG) { /* a path, so no ring: ask again without it */
+        q.vma_name_addr = q.vma_name_size = 0;
+        r = ud__sys(__NR_ioctl, m->fd, PROCMAP_QUERY_IOCTL, &q);
+    }
+    if (r < 0)
+        return (int)r;
+    *at = q.vma_end;
     return 0;
 }
 
