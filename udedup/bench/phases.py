@@ -21,7 +21,6 @@ from udedup.bench.workloads.base import Workload
 MIB = 1 << 20
 INTERVAL_S = 0.01
 QUIET_PASSES = 2.0
-QUIET_S = 1.0  # passes over little or nothing take no time: that long nothing may move as well
 MOVED_SHARE = 0.001  # less than this share of the pool's pages is not movement
 CLAIM_SLACK = 24 * MIB
 NOISE = 4 * MIB  # PSS of libraries moves by this when other programs come and go
@@ -107,7 +106,7 @@ class Quiet:
             self.stood, self.since, self.begun = now, passes, time.monotonic()
         if self.engine.busy(self.run):
             self.since, self.begun = passes, time.monotonic()
-        return passes >= self.since + QUIET_PASSES + 1 and time.monotonic() - self.begun > QUIET_S
+        return passes >= self.since + QUIET_PASSES + 1 and time.monotonic() - self.begun > self.engine.quiet_s
 
 
 def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float, say: Say) -> None:

@@ -26,6 +26,7 @@ class Engine:
     """Base: does nothing, costs nothing."""
 
     advises = False  # workers call madvise(MADV_MERGEABLE) on their buffers
+    quiet_s = 1.0  # passes over little or nothing take no time: so long nothing may move as well
     cheap_polls = False  # cpu() and passes() may be asked many times a second without costing the engine CPU
     summary = ""
 

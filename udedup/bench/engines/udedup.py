@@ -25,6 +25,8 @@ LINGER_S = 8.0
 
 
 class Udedup(Engine):
+    quiet_s = 4.5  # agents with little to do sleep 2 s between passes, and wait for short runs to calm down
+
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.advises = name == "udedup-trap"
