@@ -1,0 +1,207 @@
+"""The other verbs, as users call them, with a real merger and real agents."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import COMMAND, mergers
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+SLEEPER = "b = bytearray(open('/dev/urandom', 'rb').read(1 << 20)) * 32; print('ready', flush=True); input()"
+
+
+@pytest.fixture
+def sleeper(domains: Path) -> Iterator[subprocess.Popen[str]]:
+    """A program of 32 MiB of equal megabytes under `udedup run --domain v`, waiting for a line."""
+    argv = [*COMMAND, "run", "--domain", "v", "--", sys.executable, "-c", SLEEPER]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    yield process
+    process.communicate("\n", timeout=30)
+
+
+@pytest.mark.parametrize("verb", ["stat", "settle", "get"])
+def test_without_merger_is_one_line_with_remedy(verb: str, udedup: Run) -> None:
+    done = udedup(verb, "--domain", "none")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "Error: no merger runs in domain 'none'; start a program with `udedup run -- CMD`\n"
+
+
+def test_settle_then_stat(sleeper: subprocess.Popen[str], udedup: Run) -> None:
+    assert udedup("settle", "--domain", "v", "--timeout", "60", timeout=90).returncode == 0
+    stat = json.loads(udedup("stat", "--domain", "v", "--json").stdout)
+    for name in ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "pages_skipped",
+                 "pages_scanned", "full_scans", "general_profit", "zero_pages", "store_pages", "saved_bytes",
+                 "vmas_used", "vmas_budget"):  # fmt: skip
+        assert isinstance(stat[name], int), name
+    assert {"p50", "p99", "max"} <= set(stat["freeze_us"])
+    assert isinstance(stat["merge_failures"], dict)
+    assert stat["saved_bytes"] > 25 << 20
+    (process,) = stat["processes"]
+    text = udedup("stat", "--domain", "v").stdout
+    assert "pages_sharing" in text and str(process["pid"]) in text
+    one = json.loads(udedup("stat", "--domain", "v", "--json", str(process["pid"])).stdout)
+    assert [entry["pid"] for entry in one["processes"]] == [process["pid"]]
+    absent = udedup("stat", "--domain", "v", "1")
+    assert absent.returncode == 1 and "takes no part" in absent.stderr
+
+
+def test_settle_times_out_with_one(sleeper: subprocess.Popen[str], udedup: Run) -> None:
+    done = udedup("settle", "--domain", "v", "--timeout", "0.01")
+    assert done.returncode == 1 and "not settled after 0.01 s" in done.stderr
+
+
+def test_get_and_set(sleeper: subprocess.Popen[str], udedup: Run) -> None:
+    assert udedup("get", "--domain", "v", "run").stdout == "1\n"
+    assert udedup("set", "--domain", "v", "sleep_millisecs", "77").returncode == 0
+    assert udedup("get", "--domain", "v", "sleep_millisecs").stdout == "77\n"
+    knobs = json.loads(udedup("get", "--domain", "v", "--json").stdout)
+    assert knobs["sleep_millisecs"] == 77 and knobs["run"] == 1
+    for arguments in (("set", "nosuch", "1"), ("set", "run", "7"), ("get", "nosuch")):
+        done = udedup(arguments[0], "--domain", "v", *arguments[1:])
+        assert done.returncode == 1 and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+    assert udedup("set", "--domain", "v", "run").returncode == 2
+
+
+def test_unmerge_and_merge_again(sleeper: subprocess.Popen[str], udedup: Run) -> None:
+    assert udedup("settle", "--domain", "v", "--timeout", "60", timeout=90).returncode == 0
+    assert udedup("set", "--domain", "v", "run", "2").returncode == 0
+    _wait(lambda: _stat(udedup)["pages_sharing"] == 0)
+    assert udedup("set", "--domain", "v", "run", "1").returncode == 0
+    _wait(lambda: _stat(udedup)["saved_bytes"] > 25 << 20)
+
+
+def _stat(udedup: Run) -> dict[str, int]:
+    reply: dict[str, int] = json.loads(udedup("stat", "--domain", "v", "--json").stdout)
+    return reply
+
+
+def _wait(check: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_merger_in_the_foreground(domains: Path, udedup: Run) -> None:
+    process = subprocess.Popen([*COMMAND, "merger", "--domain", "fg", "--linger", "60"])
+    try:
+        _wait(lambda: (domains / "fg.sock").exists())
+        assert b"udedup" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        assert mergers(domains) == [process.pid]
+        assert udedup("get", "--domain", "fg", "run").stdout == "1\n"
+        pss = json.loads(udedup("stat", "--domain", "fg", "--json").stdout)["merger"]["pss_bytes"]
+        assert pss <= 20 << 20
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130, -signal.SIGINT)
+
+
+def test_merger_ends_after_its_last_client(domains: Path, udedup: Run) -> None:
+    assert udedup("run", "--domain", "brief", "--", "true").returncode == 0
+    _wait(lambda: not mergers(domains) and not list(domains.glob("*")), 15)
+
+
+def test_two_mergers_of_one_domain_are_one(domains: Path, udedup: Run) -> None:
+    first = subprocess.Popen([*COMMAND, "merger", "--domain", "one", "--linger", "60"])
+    try:
+        _wait(lambda: (domains / "one.sock").exists())
+        assert udedup("merger", "--domain", "one", "--linger", "1").returncode in (0, 1)
+        assert first.poll() is None and mergers(domains) == [first.pid]
+    finally:
+        first.terminate()
+        first.wait(20)
+
+
+def test_report(udedup: Run) -> None:
+    code = "import time; b = bytearray(open('/dev/urandom','rb').read(1 << 20)) * 64; time.sleep(6)"
+    done = udedup("run", "--domain", "rep", "--report", "--", sys.executable, "-c", code, timeout=90)
+    assert done.returncode == 0 and done.stdout == ""
+    for words in ("peak PSS", "saved", "PSS", "USS", "CPU agents", "merger"):
+        assert words in done.stderr
+
+
+def test_doctor(udedup: Run) -> None:
+    done = udedup("doctor", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == (0 if report["ok"] else 1)
+    names = {finding["name"] for finding in report["findings"]}
+    for words in ("write-stop", "memfd", "userfaultfd", "PAGEMAP_SCAN", "PROCMAP_QUERY", "yama", "seccomp",
+                  "max_map_count", "personality", "cgroup", "KSM", "huge pages", "container"):  # fmt: skip
+        assert any(words in name for name in names), words
+    for finding in report["findings"]:
+        assert finding["remedy"] or finding["ok"] is not False
+    assert "write-stop" in udedup("doctor").stdout
+
+
+def test_preload_path_is_the_library(udedup: Run) -> None:
+    path = Path(udedup("preload-path").stdout.strip())
+    assert path.name == "libudedup.so" and path.read_bytes().startswith(b"\x7fELF")
+
+
+def test_library_of_a_preloaded_process_is_the_one_of_the_module(udedup: Run) -> None:
+    code = (
+        "import udedup.core\n"
+        "files = {line.split()[-1] for line in open('/proc/self/maps') if 'libudedup' in line}\n"
+        "print(len(files), udedup.core.lib.ud_preloaded())"
+    )
+    assert udedup("run", "--", sys.executable, "-c", code).stdout == "1 1\n"
+
+
+def test_every_verb_explains_itself(udedup: Run) -> None:
+    listed = udedup("--help").stdout.partition("Commands:")[2].split("\n")
+    verbs = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
+    assert {"run", "merger", "stat", "settle", "get", "set", "doctor", "preload-path", "demo"} <= set(verbs)
+    for verb in verbs:
+        done = udedup(verb, "--help")
+        assert done.returncode == 0 and "Usage: udedup" in done.stdout, verb
+
+
+def test_unknown_verb_and_version(udedup: Run) -> None:
+    assert udedup("nosuch").returncode == 2
+    assert udedup("_common").returncode == 2
+    assert udedup("--version").stdout.startswith("udedup ")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to serve a socket as another user")
+def test_socket_of_another_user_is_refused(domains: Path, udedup: Run) -> None:
+    domains.mkdir(mode=0o700)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.bind(str(domains / "alien.sock"))
+    server.listen()
+    os.chown(domains / "alien.sock", 65534, 65534)
+    try:
+        for arguments in (("stat", "--domain", "alien"), ("run", "--domain", "alien", "--", "true")):
+            done = udedup(*arguments)
+            assert done.returncode == 1 and "belongs to uid 65534, not to you" in done.stderr
+            assert done.stderr.count("\n") == 1
+    finally:
+        server.close()
+        (domains / "alien.sock").unlink()
+
+
+def test_interrupted_demo_leaves_nothing(domains: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--workers", "2"], stderr=subprocess.PIPE, start_new_session=True
+    )
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in said
+    # multiprocessing's resource tracker ends when the workers have.
+    _wait(lambda: not any(_in_session(entry, process.pid) for entry in Path("/proc").glob("[0-9]*")), 10)
+
+
+def _in_session(entry: Path, session: int) -> bool:
+    try:
+        return int((entry / "stat").read_text().rpartition(") ")[2].split()[3]) == session
+    except OSError:
+        return False
