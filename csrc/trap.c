@@ -24,7 +24,6 @@
 #include "internal.h"
 #include "trap.h"
 
-#define OPEN_MAX 128
 #define OPENERS_WAIT_US 20000
 #define WINDOW_MAX 64 /* pages: a cell */
 
@@ -33,11 +32,6 @@ struct life { /* MADV_WIPEONFORK: all zero in a forked child, shared with a vfor
     _Atomic uint64_t *_Atomic splits; /* in the ledger, which a child does not inherit */
 };
 static struct life no_life, *_Atomic life = &no_life;
-
-static struct {
-    _Atomic uint64_t start, end;
-} held_open[OPEN_MAX];
-static atomic_int held_open_all; /* those that found no slot */
 
 static atomic_uint epoch;
 static _Atomic uint64_t n_splits, n_waits, n_retries, n_windows;
@@ -89,6 +83,17 @@ static int any_closed(uint64_t start, uint64_t end)
     return ud__trap_each(start, end, UD__TRAP_CLOSED, is_one, NULL);
 }
 
+static int all_protected(uint64_t start, uint64_t end)
+{
+    for (uint64_t at = start, next; at < end; at = next) {
+        uint64_t bits = bits_of(at, end, &next);
+        struct ud__trap_cell *c = ud__trap_cell(at);
+        if (!c || (atomic_load(&c->bits[UD__TRAP_PROTECT]) & bits) != bits)
+            return 0;
+    }
+    return 1;
+}
+
 static void changed(void)
 {
     atomic_fetch_add(&epoch, 1);
@@ -109,13 +114,16 @@ static void wait_past(unsigned seen)
 
 /* ---- openers ------------------------------------------------------------------------------------------ */
 
-/* 0, -EAGAIN when a window is over [start, end), or -errno of mprotect. */
+/* Makes protected pages writable. 0, -EAGAIN when a window is over them, -ESTALE when they are no longer all
+ * protected, or -errno of mprotect. Without an agent: also pages that the parent's left closed. */
 static long open_now(uint64_t start, uint64_t end)
 {
     struct life *l = atomic_load(&life);
     long r = -EAGAIN;
     atomic_fetch_add(&l->openers, 1);
-    if (!any_closed(start, end) || !atomic_load(&l->alive)) {
+    if (atomic_load(&l->alive) && !any_closed(start, end) && !all_protected(start, end)) {
+        r = -ESTALE;
+    } else if (!any_closed(start, end) || !atomic_load(&l->alive)) {
         r = protect(start, end, PROT_READ | PROT_WRITE);
         if (!r) { /* protection first: who finds no bit must find the page writable */
             put(start, end, UD__TRAP_PROTECT, 0);
@@ -142,11 +150,11 @@ static long open_soon(uint64_t start, uint64_t end)
 static int open_run(uint64_t start, uint64_t end, void *arg)
 {
     long r = open_soon(start, end);
-    if (r == -ENOMEM) { /* part of it was unmapped and we were not told, or no VMA is left */
+    if (r == -ENOMEM || r == -ESTALE) { /* part of it was unmapped and we were not told, or no VMA is left */
         r = 0;
         for (uint64_t at = start; at < end; at += ud__page) {
             long one = open_soon(at, at + ud__page);
-            r = one ? one : r;
+            r = one && one != -ESTALE ? one : r;
         }
     }
     *(long *)arg = r ? r : *(long *)arg;
@@ -188,66 +196,6 @@ int ud__trap_held(uint64_t addr)
     return c && (atomic_load(&c->bits[UD__TRAP_CLOSED]) | atomic_load(&c->bits[UD__TRAP_PROTECT])) & bit;
 }
 
-void ud__trap_settle(uint64_t start, uint64_t end)
-{
-    start &= ~(uint64_t)(ud__page - 1);
-    end = (end + ud__page - 1) & ~(uint64_t)(ud__page - 1);
-    wait_for_windows(start, end);
-    put(start, end, UD__TRAP_PROTECT, 0);
-}
-
-int ud_writable_open(void *addr, size_t len)
-{
-    uint64_t start = (uint64_t)addr & ~(uint64_t)(ud__page - 1);
-    uint64_t end = ((uint64_t)addr + len + ud__page - 1) & ~(uint64_t)(ud__page - 1);
-    int token = 0;
-    if (!len)
-        return OPEN_MAX + 2;
-    while (token < OPEN_MAX) {
-        uint64_t none = 0;
-        if (atomic_compare_exchange_strong(&held_open[token].start, &none, start)) {
-            atomic_store(&held_open[token].end, end);
-            break;
-        }
-        token++;
-    }
-    if (token == OPEN_MAX)
-        atomic_fetch_add(&held_open_all, 1);
-    int r = ud__trap_open(start, end);
-    if (r)
-        ud_writable_close(token + 1);
-    return r ? r : token + 1;
-}
-
-int ud_writable_close(int token)
-{
-    if (token == OPEN_MAX + 2)
-        return 0;
-    if (token < 1 || token > OPEN_MAX + 1)
-        return -EINVAL;
-    if (token == OPEN_MAX + 1) {
-        atomic_fetch_sub(&held_open_all, 1);
-        return 0;
-    }
-    atomic_store(&held_open[token - 1].end, 0);
-    atomic_store(&held_open[token - 1].start, 0);
-    return 0;
-}
-
-static int is_held_open(uint64_t start, uint64_t end)
-{
-    if (atomic_load(&held_open_all))
-        return 1;
-    for (int i = 0; i < OPEN_MAX; i++) {
-        uint64_t from = atomic_load(&held_open[i].start), to = atomic_load(&held_open[i].end);
-        if (from && from < end && (!to || start < to)) /* no end yet: it is just being opened */
-            return 1;
-    }
-    return 0;
-}
-
-/* ---- windows ------------------------------------------------------------------------------------------- */
-
 static int wait_for_openers(void)
 {
     struct life *l = atomic_load(&life);
@@ -260,6 +208,17 @@ static int wait_for_openers(void)
     }
     return 0;
 }
+
+void ud__trap_settle(uint64_t start, uint64_t end)
+{
+    start &= ~(uint64_t)(ud__page - 1);
+    end = (end + ud__page - 1) & ~(uint64_t)(ud__page - 1);
+    wait_for_windows(start, end);
+    put(start, end, UD__TRAP_PROTECT, 0);
+    wait_for_openers(); /* one that looked before may be about to open what is no longer ours */
+}
+
+/* ---- windows ------------------------------------------------------------------------------------------- */
 
 /* Lets writers go without having touched the protection. */
 static void undo(uint64_t start, uint64_t end)
@@ -293,7 +252,7 @@ int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t
         return r;
     revive();
     put(start, end, UD__TRAP_CLOSED, 1);
-    if (atomic_load(&ud__busy_count) || is_held_open(start, end))
+    if (atomic_load(&ud__busy_count) || ud__writable_any(start, end))
         r = -EBUSY;
     else if (!(r = wait_for_openers()) && check)
         r = check(start, end, arg);
@@ -326,6 +285,7 @@ void ud__trap_end(uint64_t start, uint64_t end, enum ud__trap_state state)
     put(start, end, UD__TRAP_PROTECT, state == UD__TRAP_PROTECTED);
     if (state == UD__TRAP_OPEN)
         make_writable(start, end);
+    atomic_fetch_add(&epoch, 1); /* before the bits: see the end of ud__trap_serve */
     put(start, end, UD__TRAP_CLOSED, 0);
     changed();
 }
@@ -431,13 +391,13 @@ int ud__trap_serve(const siginfo_t *info, void *ucontext)
             r = split(c, page);
             if (!r)
                 ud__splits_record(addr, ucontext);
-            if (r != -EAGAIN)
+            if (r != -EAGAIN && r != -ESTALE)
                 return !r;
         } else if (writable_now(addr)) {
             count(&n_retries);
             return 1;
-        } else if (seen == atomic_load(&epoch) && !(atomic_load(&c->bits[UD__TRAP_CLOSED]) & bit)) {
-            return 0;
+        } else if (!(atomic_load(&c->bits[UD__TRAP_CLOSED]) & bit) && seen == atomic_load(&epoch)) {
+            return 0; /* no window has been over the page since the look above: the fault is the program's */
         }
     }
 }

@@ -74,6 +74,9 @@ void ud__trap_counts(struct ud__trap_counts *out) UD_HIDDEN;
 /* 1 when the fault was ours and the instruction can be tried again. For the handler in sigchain.c. */
 int ud__trap_serve(const siginfo_t *info, void *ucontext) UD_HIDDEN;
 
+/* 1 if the program holds part of [start, end) open. (writable.c) */
+int ud__writable_any(uint64_t start, uint64_t end) UD_HIDDEN;
+
 /* ---- trap_map.c: state of pages, readable in a signal handler --------------------------------------- */
 
 enum ud__trap_plane { UD__TRAP_CLOSED, UD__TRAP_PROTECT };
