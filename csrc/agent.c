@@ -22,6 +22,7 @@
      CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID)
 #define RETRY_US 1000000u
 #define NAP_US 250000u
+#define CALM_PAGES 256
 
 UD_HIDDEN struct ud__agent ud__a = {.sock = -1, .maps = {.fd = -1}, .ledger = {.fd = -1}};
 
@@ -116,7 +117,9 @@ static uint64_t work(void)
     uint64_t rest = (uint64_t)ud__a.knobs.sleep_millisecs * 1000, most = (uint64_t)ud__a.knobs.idle_millisecs * 1000;
     if (ud__a.knobs.run != 1)
         return most > 100000 ? most : 100000;
+    uint64_t began = ud__now_us();
     long changed = ud__scan_slice(&whole);
+    uint64_t calm = changed < CALM_PAGES ? 3 * (ud__now_us() - began) : 0; /* where little changes, a quarter of a CPU at most */
     note_cpu();
     if (changed > 0 || whole) {
         struct ud_msg_pass m = {.pass = ud__a.ledger.hdr->passes, .changed = changed > 0 ? (uint32_t)changed : 0,
@@ -131,9 +134,10 @@ static uint64_t work(void)
         return rest / 8; /* in the midst of a pass: a breath, no more */
     if (ud__a.kicked) {
         ud__a.kicked--;
-        return rest < 20000 ? rest : 20000;
+        rest = rest < 20000 ? rest : 20000;
+        return rest > calm ? rest : calm;
     }
-    return rest + idle_us;
+    return rest + idle_us > calm ? rest + idle_us : calm;
 }
 
 static void serve_until(uint64_t when)
