@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -186,3 +187,56 @@ def test_remote_exec_is_used_where_python_has_it(spawn, monkeypatch, tmp_path):
     assert pid == process.pid and "ud_join" in script and str(bringing.LIBRARY_PATH) in script
     compile(script, "script", "exec")
     bringing.take_out(process.pid, Domain("remote"))
+
+
+def test_tree_brings_in_children_and_those_that_come_later(spawn):
+    parent = spawn("pages", 16)
+    fork(parent)
+    watch = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "udedup",
+            "watch",
+            str(parent.pid),
+            "--tree",
+            "--merge",
+            "--json",
+            "--interval",
+            "0.2",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert pids_seen(watch, 2) >= {parent.pid}
+        fork(parent)
+        assert len(pids_seen(watch, 3)) == 3
+        watch.send_signal(signal.SIGINT)
+        _, said = watch.communicate(timeout=20)
+        assert watch.returncode == 0 and "Traceback" not in said, said
+    finally:
+        watch.kill()
+    assert udedup("unwatch", parent.pid, "--tree").returncode == 0
+    assert [row for row in as_json("ps", "--json") if row["domain"]] == []
+    fork(parent)  # it still answers
+
+
+def fork(parent):
+    parent.stdin.write("fork\n")
+    parent.stdin.flush()
+    assert parent.stdout.readline() == "ready\n"
+
+
+def pids_seen(watch, wanted):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        line = watch.stdout.readline()
+        assert line, watch.stderr.read()
+        looks = json.loads(line)
+        pids = {look["pid"] for look in (looks if isinstance(looks, list) else [looks])}
+        if len(pids) == wanted:
+            return pids
+    raise AssertionError(f"never saw {wanted}")

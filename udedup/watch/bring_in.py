@@ -1,5 +1,4 @@
-"""`watch --merge`: makes a running process take part, by sys.remote_exec where Python has it, else by ptrace.
-"""
+"""`watch --merge`: a running process takes part from now on, by sys.remote_exec if there is one, or ptrace."""
 
 import os
 import re
@@ -13,7 +12,7 @@ from udedup.core import LIBRARY_PATH
 from udedup.domain import Domain
 from udedup.errors import UdedupError
 from udedup.watch.memory import read_maps
-from udedup.watch.taking_part import domain_of
+from udedup.watch.taking_part import domain_of, has_agent
 from udedup.watch.target import Target, check_injectable, guarded
 
 _CONNECT_SECONDS = 10.0
@@ -65,7 +64,7 @@ def _wait(target: Target, client: Client, seconds: float) -> None:
 def _connected(target: Target, client: Client, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while True:
-        if any(process["pid"] == target.pid for process in client.request("stat")["processes"]):
+        if _in_stat(target.pid, client):
             return True
         if not target.alive():
             raise UdedupError(f"process {target.pid} ended meanwhile; nothing was left behind in it")
@@ -108,9 +107,25 @@ def take_out(pid: int, domain: Domain, seconds: float = 60.0) -> None:
     with Client(domain) as client:
         client.request("leave", pid=pid)
         deadline = time.monotonic() + seconds
-        while any(process["pid"] == pid for process in client.request("stat")["processes"]):
+        while _in_stat(pid, client) or has_agent(pid):
             if time.monotonic() > deadline:
                 raise UdedupError(
                     f"process {pid} has not left after {seconds:.0f} s; is it stopped or traced?"
                 )
             time.sleep(0.02)
+    if _still_merged(pid):
+        raise UdedupError(
+            f"process {pid} left, but could not be held long enough to give everything back; "
+            f"`udedup watch {pid} --merge --once` and unwatch it again"
+        )
+
+
+def _in_stat(pid: int, client: Client) -> bool:
+    return any(process["pid"] == pid for process in client.request("stat")["processes"])
+
+
+def _still_merged(pid: int) -> bool:
+    try:
+        return any(mapping.segment for mapping in read_maps(pid))
+    except OSError:
+        return False  # it ended

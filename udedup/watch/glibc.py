@@ -46,8 +46,7 @@ def arenas(memory: Memory, libc: Image) -> list[int] | None:
 
 
 def _main_arena(data: tuple[int, ...], start: int, bins_at: int) -> int | None:
-    """An empty bin is a pair of words that point to two words before themselves; most of the 127 are empty.
-    """
+    """An empty bin is a pair of words that point to two words before themselves; most of 127 are empty."""
     empty = [at for at in range(2, len(data) - 1) if data[at] == data[at + 1] == start + 8 * at - 16]
     if len(empty) >= 8:
         return _back_to_start(data, start, empty[-1], bins_at)

@@ -56,8 +56,7 @@ def read_maps(pid: int) -> list[Mapping]:
 
 
 def read_smaps(pid: int) -> list[Mapping]:
-    """Mappings with VmFlags, Rss and AnonHugePages. Walks the page tables: about 10 ms a GiB. Raises OSError.
-    """
+    """Mappings with VmFlags, Rss and AnonHugePages. Walks page tables: about 10 ms a GiB. Raises OSError."""
     maps: list[Mapping] = []
     with Path(f"/proc/{pid}/smaps").open(errors="replace") as file:
         for line in file:
@@ -80,8 +79,7 @@ def _header(line: str) -> Mapping:
 
 
 def stack_pointers(pid: int) -> tuple[list[int], bool]:
-    """Stack pointers of the sleeping threads, and True if some thread runs and so tells none. Raises OSError.
-    """
+    """Stack pointers of sleeping threads, and True if some thread runs and so tells none. Raises OSError."""
     pointers, running = [], False
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -154,8 +152,7 @@ _REGIONS = 1024
 
 
 def present_ranges(pagemap: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Ranges [a, b) within [start, end) that hold present anonymous pages; everything on kernels before 6.7.
-    """
+    """Ranges [a, b) within [start, end) with present anonymous pages; everything on kernels before 6.7."""
     regions = array.array("Q", bytes(24 * _REGIONS))
     arg = _ScanArg(
         size=ctypes.sizeof(_ScanArg),

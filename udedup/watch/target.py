@@ -62,8 +62,7 @@ def _stat(pid: int) -> tuple[str, str, int, int]:
 
 
 def find(pid: int) -> Target:
-    """The process, if it is one that can be looked at: not gone, no kernel thread, no zombie, no mere thread.
-    """
+    """The process, if it can be looked at: not gone, no kernel thread, no zombie, no mere thread."""
     try:
         comm, state, flags, started = _stat(pid)
         fields = status(pid)

@@ -114,8 +114,7 @@ class Tracee:
         self._call(_INTERRUPT)
 
     def release(self) -> None:
-        """Lets the thread go. One that does not stop is let go by the kernel when this thread of ours ends.
-        """
+        """Lets the thread go. One that does not stop is let go by the kernel when our own thread ends."""
         if self.seized and (self.stopped or self.interrupt(0.5)):
             self._call(func.PTRACE_DETACH)
         self.seized = self.stopped = False

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import random
+import signal
 import sys
 
 PAGE = mmap.PAGESIZE
@@ -34,8 +35,9 @@ def main() -> None:
             done = ctypes.CDLL(None).prctl(67, 1, 0, 0, 0)  # PR_SET_MEMORY_MERGE
             print("ready" if done == 0 else "refused", flush=True)
         if line.strip() == "fork" and os.fork() == 0:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
             print("ready", flush=True)
-            sys.stdin.read()
+            signal.pause()
 
 
 main()
