@@ -1,4 +1,4 @@
-"""`watch --merge`: a running process takes part from now on, by sys.remote_exec if there is one, or ptrace."""
+"""`watch --merge`: makes a running process take part, by sys.remote_exec if Python has it, else by ptrace."""
 
 import os
 import re
