@@ -5,6 +5,7 @@ C comes in with the first call, not with the import.
 
 import errno
 import os
+import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from udedup.domain import Domain, default_name
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 #: Values of madvise(2), for advise().
 MADV_MERGEABLE = 12
 MADV_UNMERGEABLE = 13
+
+_CONNECT_SECONDS = 2.0
 
 #: The domain this process joined, and then the one that stats() and settle() mean.
 _joined: str | None = None
@@ -44,6 +47,9 @@ def join(domain: str | None = None, regions: Literal["all", "advised"] = "all") 
         _check(
             lib.ud_join(os.fsencode(chosen.socket), regions == "advised"), "cannot join", ok=errno.EALREADY
         )
+        deadline = time.monotonic() + _CONNECT_SECONDS  # a forked child may be about to connect by itself
+        while not lib.ud_joined() and time.monotonic() < deadline:
+            time.sleep(0.002)
     _joined = chosen.name
 
 
