@@ -276,8 +276,6 @@ static void storm_handler(int sig)
 {
     (void)sig;
     uint64_t n = atomic_fetch_add(&storm_signals, 1), page = n * 7 % STORM_PAGES;
-    if (!HANDLERS_MAY_WRITE)
-        return;
     atomic_fetch_add_explicit(&storm[page * WORDS + 8], 1, memory_order_relaxed);
     atomic_fetch_add(&handler_count[page], 1);
 }
@@ -309,7 +307,7 @@ static void *storm_signaller(void *arg)
 {
     (void)arg;
     unsigned long long rnd = 99;
-    while (!atomic_load(&storm_ends)) {
+    while (SIGNALS_TOO && !atomic_load(&storm_ends)) {
         pthread_kill(storm_threads[next_random(&rnd) % WRITERS], next_random(&rnd) & 1 ? SIGUSR1 : SIGUSR2);
         if (next_random(&rnd) % 8 == 0)
             usleep(50);
