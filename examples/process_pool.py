@@ -1,0 +1,38 @@
+"""A multiprocessing pool that joins by its initializer; works without `udedup run`, better with it.
+
+python examples/process_pool.py            the workers join by udedup.join()
+udedup run -- python examples/process_pool.py   and share one layout, so that their heaps merge too
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+
+import udedup
+
+
+def build() -> list[bytes]:
+    """What every worker has in memory: the same blocks, made by each for itself."""
+    source = random.Random(1)
+    return [source.randbytes(1 << 20) for _ in range(16)]
+
+
+def work(number: int) -> int:
+    global blocks
+    if "blocks" not in globals():
+        blocks = build()
+    return sum(blocks[number % len(blocks)][:1000])
+
+
+def main() -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(4, initializer=udedup.join) as pool:
+        results = pool.map(work, range(64))
+        udedup.settle(timeout=20)
+        print("sum", sum(results))
+        print("pages_sharing", udedup.stats()["pages_sharing"])
+
+
+if __name__ == "__main__":
+    main()
