@@ -9,6 +9,7 @@ import multiprocessing
 from multiprocessing.connection import Connection
 
 import numpy as np
+
 import udedup
 
 ROWS = 1_000_000

@@ -19,7 +19,9 @@ TABLE = {row: [row * column % 97 for column in range(24)] for row in range(ROWS)
 PAGES = [f"page {number}: ".encode() + bytes(range(256)) * 64 for number in range(1000)]
 
 
-def app(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], Any]) -> Iterable[bytes]:
+def app(
+    environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], Any]
+) -> Iterable[bytes]:
     row = int(parse_qs(environ.get("QUERY_STRING", "")).get("row", ["1"])[0]) % ROWS
     body = json.dumps({"row": row, "sum": sum(TABLE[row]), "pages": len(PAGES), "pid": os.getpid()}).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])

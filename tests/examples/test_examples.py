@@ -97,7 +97,10 @@ def test_gunicorn_app(udedup: Run) -> None:
     serve = [sys.executable, "-m", "gunicorn", "--workers", "3", "--bind", f"127.0.0.1:{port}", "--chdir",
              str(EXAMPLES), "gunicorn_app:app"]  # fmt: skip
     pool = subprocess.Popen(
-        [*COMMAND, "run", *FAST, "--", *serve], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ
+        [*COMMAND, "run", *FAST, "--", *serve],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ,
     )
     try:
         get(port, 0)

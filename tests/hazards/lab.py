@@ -21,7 +21,14 @@ from udedup.errors import UdedupError
 
 SOURCES = Path(__file__).with_name("c")
 #: As often as it goes, so that what can go wrong does.
-EAGER = {"sleep_millisecs": 1, "idle_millisecs": 2, "pages_to_scan": 1 << 20, "min_run": 1, "smart_scan": 0, "run": 1}
+EAGER = {
+    "sleep_millisecs": 1,
+    "idle_millisecs": 2,
+    "pages_to_scan": 1 << 20,
+    "min_run": 1,
+    "smart_scan": 0,
+    "run": 1,
+}
 NOT_MERGED = 99  # exit status of a program whose area was not merged in time (hz.h)
 
 
@@ -60,7 +67,17 @@ class Lab:
         key = " ".join([name, *flags])
         if key not in self.programs:
             target = self.directory / f"{name}-{len(self.programs)}"
-            command = ["gcc", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(SOURCES / f"{name}.c")]
+            command = [
+                "gcc",
+                "-O1",
+                "-g",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-o",
+                str(target),
+                str(SOURCES / f"{name}.c"),
+            ]
             subprocess.run([*command, "-pthread", *flags], check=True)
             self.programs[key] = target
         return self.programs[key]
@@ -157,5 +174,7 @@ def threads_of(pid: int) -> str:
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):
             state = (task / "stat").read_text().rsplit(") ")[1][0]
-            text.append(f"{(task / 'comm').read_text().strip()} {state} {(task / 'syscall').read_text().strip()}")
+            text.append(
+                f"{(task / 'comm').read_text().strip()} {state} {(task / 'syscall').read_text().strip()}"
+            )
     return "; ".join(text)

@@ -107,7 +107,9 @@ def test_holder_killed_without_bitfirst(racing: Lab) -> None:
     program = racing.program("races")
     for _ in range(5):
         with killing_holders():
-            run = racing.merged([program, "killed_holder"], UDEDUP_TEST_GUARDS="bitfirst", UDEDUP_TEST_DELAY_US="1000")
+            run = racing.merged(
+                [program, "killed_holder"], UDEDUP_TEST_GUARDS="bitfirst", UDEDUP_TEST_DELAY_US="1000"
+            )
         if run.out != "bad 0\ndone\n":
             return
     pytest.fail("nothing goes wrong without bitfirst: does the test test it?")

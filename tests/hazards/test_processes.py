@@ -8,13 +8,15 @@ import pytest
 from hazards.lab import Lab
 
 QUIET = [
-    "stores_are_kept", "fork_while_writing", "fork_storm", "child_lives_on", "vfork_and_spawn", "exec_merged",
-    "threads_come_and_go", "many_threads", "busy_threads", "main_thread_leaves", "close_everything", "credentials",
-    "seccomp_strict", "signals_while_held", "eintr_is_kept", "segv_blocked", "address_space_limit", "descriptor_limit",
-    "mapping_limit", "stopped_and_continued",
+    "stores_are_kept", "fork_while_writing", "fork_storm", "child_lives_on", "vfork_and_spawn",
+    "exec_merged", "threads_come_and_go", "many_threads", "busy_threads", "main_thread_leaves",
+    "close_everything", "credentials", "seccomp_strict", "signals_while_held", "eintr_is_kept",
+    "segv_blocked", "address_space_limit", "descriptor_limit", "mapping_limit", "stopped_and_continued",
 ]  # fmt: skip
-CHURNED = ["stores_are_kept", "fork_while_writing", "child_lives_on", "vfork_and_spawn", "threads_come_and_go",
-           "signals_while_held", "eintr_is_kept", "segv_blocked"]  # fmt: skip
+CHURNED = [
+    "stores_are_kept", "fork_while_writing", "child_lives_on", "vfork_and_spawn", "threads_come_and_go",
+    "signals_while_held", "eintr_is_kept", "segv_blocked",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", QUIET)

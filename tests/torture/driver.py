@@ -71,7 +71,9 @@ def die_with_parent() -> None:
 class Worker:
     """One thread's memory and what must be in it."""
 
-    def __init__(self, owner: int, pages: int, trap: bool, advise: bool, counters: Counters, seed: int) -> None:
+    def __init__(
+        self, owner: int, pages: int, trap: bool, advise: bool, counters: Counters, seed: int
+    ) -> None:
         self.owner, self.trap, self.advise, self.counters = owner, trap, advise, counters
         self.random = random.Random(seed * 1000 + owner)
         self.sequence = 0
@@ -120,7 +122,9 @@ class Worker:
     def fill(self, page: int) -> None:
         shared = self.random.random() < 0.7
         self.sequence += 1
-        owner, sequence = (SHARED_OWNER, 1 + self.random.randrange(3)) if shared else (self.owner, self.sequence)
+        owner, sequence = (
+            (SHARED_OWNER, 1 + self.random.randrange(3)) if shared else (self.owner, self.sequence)
+        )
         how = "read" if self.random.random() < 0.1 and self.sequence > len(self.expected) else "slice"
         self.put(page, pattern(owner, page, sequence), how)
 
@@ -233,7 +237,11 @@ def main() -> int:
         except BaseException as failure:  # every kind of surprise is a finding
             failures.append(failure)
             counters.add("errors")
-            print(f"torture driver {os.getpid()}: {type(failure).__name__}: {failure}", file=sys.stderr, flush=True)
+            print(
+                f"torture driver {os.getpid()}: {type(failure).__name__}: {failure}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     first = 1 + options.process * options.threads
     workers = [

@@ -24,8 +24,8 @@ from udedup.errors import UdedupError
 HERE = Path(__file__).parent
 SOURCES = ("torture.c", "verify.c", "operate.c")
 C_FIELDS = (
-    "verified", "words", "operations", "reads", "forks", "spawns", "remaps", "reallocs", "discards", "threads",
-    "errors", "holes",
+    "verified", "words", "operations", "reads", "forks", "spawns", "remaps", "reallocs", "discards",
+    "threads", "errors", "holes",
 )  # fmt: skip
 PY_FIELDS = ("verified", "operations", "reads", "forks", "errors")
 PY_SLOT = 64
@@ -63,8 +63,8 @@ class Result:
     problems: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        show = {**self.counters, **self.merges, "merger kills": self.merger_kills, "unmerge cycles": self.unmerges,
-                "processes started": self.restarts}  # fmt: skip
+        show = {**self.counters, **self.merges, "merger kills": self.merger_kills,
+                "unmerge cycles": self.unmerges, "processes started": self.restarts}  # fmt: skip
         text = [f"torture: {self.seconds:.0f} s"]
         text += [f"  {name:18} {value:>15,}" for name, value in show.items()]
         text.append(f"  freeze us          {self.freeze_us}")
@@ -76,7 +76,9 @@ def build(directory: Path) -> Path:
     """Compiles the C driver. Raises CalledProcessError."""
     target = directory / "torture"
     sources = [str(HERE / name) for name in SOURCES]
-    subprocess.run(["gcc", "-O2", "-g", "-Wall", "-Wextra", "-o", str(target), *sources, "-pthread"], check=True)
+    subprocess.run(
+        ["gcc", "-O2", "-g", "-Wall", "-Wextra", "-o", str(target), *sources, "-pthread"], check=True
+    )
     return target
 
 
@@ -254,7 +256,10 @@ class Torture:
         for child in self.children.values():
             for task in Path(f"/proc/{child.pid}/task").glob("*"):
                 with contextlib.suppress(OSError):
-                    comm, state = (task / "comm").read_text().strip(), (task / "stat").read_text().rsplit(") ")[1][0]
+                    comm, state = (
+                        (task / "comm").read_text().strip(),
+                        (task / "stat").read_text().rsplit(") ")[1][0],
+                    )
                     text.append(f"{task.name} {comm} {state} {(task / 'syscall').read_text().split()[0]}")
         return "; ".join(text[:64])
 

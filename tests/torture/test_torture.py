@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+
 from torture.runner import Plan, Torture
 
 SECONDS = {"stop": 30.0, "trap": 15.0, "trap-split": 15.0}

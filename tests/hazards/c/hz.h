@@ -79,8 +79,8 @@ static inline size_t merged_in(const void *p, size_t pages)
 static inline void await_merged(const void *p, size_t pages)
 {
     double end = now() + 10;
-    if (!under_udedup())
-        return;
+    if (!under_udedup() || getenv("HZ_NO_WAIT"))
+        return; /* under a debugger nothing is merged, and that is right */
     for (size_t got = 0; (got = merged_in(p, pages)) < pages; nap(0.005))
         if (now() > end) {
             fprintf(stderr, "only %zu of %zu pages were merged\n", got, pages);
