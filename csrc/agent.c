@@ -63,6 +63,10 @@ static int open_all(void)
     int r = ud__maps_open(&ud__a.maps, ud__a.pid);
     if (r < 0)
         return r;
+    ud__a.statusfd = (int)ud__sys(__NR_openat, AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC);
+    ud__a.statmfd = (int)ud__sys(__NR_openat, AT_FDCWD, "/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    if (ud__a.statusfd < 0 || ud__a.statmfd < 0)
+        return -ENOENT;
     if ((r = ud__ledger_open(&ud__a.ledger)) < 0)
         return r;
     struct ud_ledger_header *h = ud__a.ledger.hdr;
@@ -99,7 +103,7 @@ static int alone_with_a_zombie(void)
 /* setuid in the program: libc does not know this thread, so it keeps the old identity and must go. */
 static int credentials_changed(void)
 {
-    return ud__effective_uid(ud__a.pid) != (uint64_t)ud__sys(__NR_geteuid);
+    return ud__effective_uid() != (uint64_t)ud__sys(__NR_geteuid);
 }
 
 static void note_cpu(void)
@@ -128,6 +132,8 @@ static uint64_t work(void)
             ud__link_close();
         idle_us = changed > 0 ? 0 : idle_us * 2 + rest;
     }
+    if (whole && changed < CALM_PAGES)
+        ud__malloc_release();
     if (idle_us > most)
         idle_us = most;
     if (!whole)
@@ -225,7 +231,8 @@ void ud__agent_quit(void)
 int ud__agent_start(void)
 {
     int none = UD__AGENT_NONE;
-    if (ud__a.disabled || !ud__a.socket[0])
+    ud__fork_notice();
+    if (ud__a.disabled || !ud__a.socket[0] || ud__in_vfork())
         return -ENOENT;
     if (!atomic_compare_exchange_strong(&ud__a.state, &none, UD__AGENT_STARTING))
         return -EALREADY;

@@ -158,19 +158,27 @@ uint64_t ud__get_dec(const char **s)
     return v;
 }
 
-long ud__read_file(const char *path, char *buf, size_t cap)
+long ud__read_fd(int fd, char *buf, size_t cap)
 {
-    long fd = ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return fd;
     size_t n = 0;
     while (n + 1 < cap) {
-        long r = ud__sys(__NR_read, fd, buf + n, cap - 1 - n);
+        long r = ud__sys(__NR_pread64, fd, buf + n, cap - 1 - n, n);
+        if (r < 0 && n == 0)
+            return r;
         if (r <= 0)
             break;
         n += (size_t)r;
     }
     buf[n] = 0;
-    ud__sys(__NR_close, fd);
     return (long)n;
+}
+
+long ud__read_file(const char *path, char *buf, size_t cap)
+{
+    long fd = ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return fd;
+    long n = ud__read_fd((int)fd, buf, cap);
+    ud__sys(__NR_close, fd);
+    return n;
 }

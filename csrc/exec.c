@@ -119,7 +119,7 @@ static void run_batches(struct ud__job *j)
     while (j->done < j->npieces && tries < TRIES) {
         if (!ud__trap_active() && (cause = wait_for_calm()) >= 0)
             break;
-        uint64_t kb = ud__locked_kb(ud__a.pid);
+        uint64_t kb = ud__locked_kb();
         if (kb != j->vmlck)
             ud__locked_mark(ud__a.pid);
         j->vmlck = kb;

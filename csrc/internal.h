@@ -45,6 +45,7 @@ uint64_t ud__get_hex(const char **s) UD_HIDDEN;
 uint64_t ud__get_dec(const char **s) UD_HIDDEN;
 /* Whole small file into buf, NUL at the end. Bytes or -errno. */
 long ud__read_file(const char *path, char *buf, size_t cap) UD_HIDDEN;
+long ud__read_fd(int fd, char *buf, size_t cap) UD_HIDDEN; /* the same of an open one, from its start */
 
 /* ---- guards that tests may switch off (built with -DUD_TEST only) --------------------------------- */
 
@@ -92,7 +93,7 @@ void ud__vma_learn(const struct ud__vma *v) UD_HIDDEN;
 int ud__maps_next_shared(struct ud__maps *m, uint64_t *at, char *name, size_t cap) UD_HIDDEN;
 /* pinned.c: 1 if an io_uring or AIO ring is mapped; pages of the address space. */
 int ud__ring_mapped(struct ud__maps *m) UD_HIDDEN;
-uint64_t ud__address_space(int pid) UD_HIDDEN;
+uint64_t ud__address_space(void) UD_HIDDEN;
 
 /* ---- merged.c: which pages are merged, for the interposers ------------------------------------------- */
 
@@ -259,8 +260,8 @@ void ud__region_unmap(uint64_t start, uint64_t end) UD_HIDDEN; /* forgets marks,
 void ud__region_forked(void) UD_HIDDEN;
 extern UD_HIDDEN atomic_uint ud__region_gen; /* raised by every mark */
 /* locked.c: VmLck of the process, kB; and marks what is locked, DONTFORK and the like as to be kept out. */
-uint64_t ud__locked_kb(int pid) UD_HIDDEN;
-uint64_t ud__effective_uid(int pid) UD_HIDDEN; /* of the main thread, as /proc tells it */
+uint64_t ud__locked_kb(void) UD_HIDDEN;
+uint64_t ud__effective_uid(void) UD_HIDDEN; /* of the main thread, as /proc tells it */
 void ud__locked_mark(int pid) UD_HIDDEN;
 
 /* ---- interpose_malloc.c ------------------------------------------------------------------------------------------------ */
@@ -274,11 +275,13 @@ struct ud__agent {
     atomic_int state;      /* enum below */
     atomic_int tid;        /* cleared by the kernel when the thread ends (CLONE_CHILD_CLEARTID) */
     int pid;
+    int home;              /* the process whose state this is */
     int preloaded, disabled, advised, tracking_off;
     uint64_t threshold;    /* bytes */
     char socket[108];
     struct ud__ledger ledger;
     struct ud__maps maps;
+    int statusfd, statmfd; /* /proc/PID/status and statm; the agent's and its helpers' */
     struct ud_knobs knobs;
     uint64_t key[2];
     int sock;
@@ -300,6 +303,8 @@ void ud__agent_quit(void) UD_HIDDEN;
 enum { UD__LEAVE = 1, UD__QUIT = 2 }; /* in ud__a.leave */
 void ud__agent_forked(void) UD_HIDDEN; /* in the child of a fork */
 void ud__fork_init(void) UD_HIDDEN;
+void ud__fork_notice(void) UD_HIDDEN; /* before the state of this process is relied on: is it still ours? */
+int ud__in_vfork(void) UD_HIDDEN;     /* 1 in a vfork child, whose memory is its parent's */
 
 /* ---- growth.c: when is a process worth an agent? ------------------------------------------------------------------------- */
 

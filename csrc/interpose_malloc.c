@@ -21,6 +21,7 @@
 #define LEAF_BITS 30 /* a leaf covers 1 GiB */
 #define ROOT_COUNT (1u << (47 - LEAF_BITS))
 #define MOVE_STEP (8u << 20)
+#define CACHE_AGE_US 5000000u
 #define CACHE_SLOTS 32
 #define CACHE_BYTES (32u << 20)
 #define CACHE_BLOCK_MAX (8u << 20)
@@ -184,7 +185,8 @@ static uint64_t cache_get(uint64_t pages, uint64_t *got)
     return 0;
 }
 
-/* By the agent, once a pass: what has lain there since the last call goes back to the kernel. */
+/* By the agent of a calm program, once a pass: what has lain there for a while goes back to the kernel. Not sooner: where
+ * the next block lies would depend on the moment, and the layouts of a pool would drift apart. */
 void ud__malloc_release(void)
 {
     for (int i = 0; i < CACHE_SLOTS; i++) {
@@ -192,7 +194,7 @@ void ud__malloc_release(void)
         if (addr <= 1 || !atomic_compare_exchange_strong(&cache[i].addr, &addr, 1))
             continue;
         uint64_t pages = cache[i].pages;
-        if (cache[i].since_us == 0 || now - cache[i].since_us < 1000000) {
+        if (cache[i].since_us == 0 || now - cache[i].since_us < CACHE_AGE_US) {
             if (cache[i].since_us == 0)
                 cache[i].since_us = now;
             atomic_store(&cache[i].addr, addr);

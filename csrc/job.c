@@ -39,7 +39,7 @@ void ud__job_forked(void)
 /* Asynchronous I/O writes into pages that are pinned, not mapped: while there is a ring, nothing is moved. */
 static int pinned(struct ud__job *j, struct ud__maps *maps)
 {
-    uint64_t size = ud__address_space(j->hold.pid);
+    uint64_t size = ud__address_space();
     if (size && size == j->ringless)
         return 0;
     j->ringless = size;
@@ -53,7 +53,7 @@ static int objection(struct ud__job *j)
         return UD_CAUSE_BUSY;
     if (!j->ledger) /* an app thread's own: it asks for it */
         return -1;
-    if (j->kind != UD__JOB_UNMERGE && ud__locked_kb(j->hold.pid) != j->vmlck)
+    if (j->kind != UD__JOB_UNMERGE && ud__locked_kb() != j->vmlck)
         return UD_CAUSE_LOCKED; /* locked since the agent looked */
     return UD__GUARD_ON(UD__GUARD_PINNED) && pinned(j, &j->maps) ? UD_CAUSE_PINNED : -1;
 }
@@ -86,7 +86,10 @@ static void work(struct ud__job *j)
 static void holder_main(void *arg)
 {
     struct ud__job *j = arg;
-    if (ud__maps_open(&j->maps, j->hold.pid) < 0) {
+    int borrowed = j->ledger && ud__a.maps.query; /* the agent's own view, in the table we share with it */
+    if (borrowed) {
+        j->maps = ud__a.maps;
+    } else if (ud__maps_open(&j->maps, j->hold.pid) < 0) {
         j->cause_begin = UD_CAUSE_GONE;
         return;
     }
@@ -103,12 +106,14 @@ static void holder_main(void *arg)
     } else {
         j->cause_begin = j->hold.cause;
     }
-    ud__maps_close(&j->maps);
+    if (!borrowed)
+        ud__maps_close(&j->maps);
 }
 
 int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
 {
     uint64_t all = ~0ull, before;
+    ud__fork_notice();
     int trap = ud__trap_active() && (j->kind == UD__JOB_MERGE || j->kind == UD__JOB_ZERO || j->kind == UD__JOB_UNMERGE);
     if (trap)
         ud__trap_job_prepare(j);

@@ -9,13 +9,10 @@
 #include "internal.h"
 
 /* The `field`th number (from 0) after `key` in /proc/PID/status; 0 if there is none. */
-static uint64_t status_number(int pid, const char *key, size_t key_len, int field)
+static uint64_t status_number(const char *key, size_t key_len, int field)
 {
-    char path[48], *end = path + sizeof path, buf[2048];
-    char *at = ud__put_str(path, end, "/proc/");
-    at = ud__put_dec(at, end, (uint64_t)pid);
-    ud__put_str(at, end, "/status");
-    if (ud__read_file(path, buf, sizeof buf) <= 0)
+    char buf[2048];
+    if (ud__read_fd(ud__a.statusfd, buf, sizeof buf) <= 0)
         return 0;
     for (const char *s = buf; *s; s++) {
         if (*s != '\n' || __builtin_memcmp(s + 1, key, key_len) != 0)
@@ -31,9 +28,9 @@ static uint64_t status_number(int pid, const char *key, size_t key_len, int fiel
     return 0;
 }
 
-uint64_t ud__locked_kb(int pid) { return status_number(pid, "VmLck:", 6, 0); }
+uint64_t ud__locked_kb(void) { return status_number("VmLck:", 6, 0); }
 
-uint64_t ud__effective_uid(int pid) { return status_number(pid, "Uid:", 4, 1); }
+uint64_t ud__effective_uid(void) { return status_number("Uid:", 4, 1); }
 
 static int flag_keeps_out(const char *f)
 {

@@ -50,12 +50,9 @@ int ud__ring_mapped(struct ud__maps *m)
     return 0;
 }
 
-uint64_t ud__address_space(int pid)
+uint64_t ud__address_space(void)
 {
-    char path[48], buf[64], *end = path + sizeof path;
+    char buf[64];
     const char *s = buf;
-    char *at = ud__put_str(path, end, "/proc/");
-    at = ud__put_dec(at, end, (uint64_t)pid);
-    ud__put_str(at, end, "/statm");
-    return ud__read_file(path, buf, sizeof buf) > 0 ? ud__get_dec(&s) : 0;
+    return ud__read_fd(ud__a.statmfd, buf, sizeof buf) > 0 ? ud__get_dec(&s) : 0;
 }
