@@ -53,6 +53,7 @@ struct ud__session {
     uint64_t *claim;          /* page is in a queue or plan of any kind */
     uint64_t *pub;            /* ... as the owner of a publication */
     uint64_t *queue;          /* ... that has not been asked for */
+    uint64_t *shy;            /* page was refused: not asked again before shy_until, unless it changes */
     uint64_t *again;          /* a bit a block: to be looked at again at again_at */
     uint32_t *order;          /* blocks by address */
     uint32_t order_count;
@@ -61,6 +62,8 @@ struct ud__session {
     uint32_t again_count, queued;
     bool again_open; /* ... and a settle has to wait for it */
     int64_t again_at, busy_at, short_since, mute_until;
+    int64_t shy_until;        /* 0: no page is shy */
+    uint32_t shy_time;
     uint32_t hint;              /* a session that had the same at the same address, last time */
     uint32_t backoff;
     int failed_publishes;
@@ -145,6 +148,7 @@ bool ud__ledger_follows(const struct ud__session *s, uint32_t page, size_t page_
 /* plan.c */
 void ud__claim(struct ud__session *s, uint32_t page, uint32_t n, bool on);
 void ud__put_off(struct ud__session *s, uint32_t page, int64_t at, bool open);
+void ud__grow_bold(struct ud__session *s, int64_t now);
 bool ud__digest_of(struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest);
 struct ud__plan *ud__plan_new(struct ud_planner *p, struct ud__session *s, uint16_t type, uint32_t nruns, int64_t now);
 struct ud__plan *ud__plan_find(struct ud_planner *p, uint32_t sid, uint32_t number);
@@ -198,10 +202,11 @@ static inline bool ud__in_use(const struct ud__session *s, uint32_t page)
     return page / UD_BLOCK_PAGES < s->count;
 }
 
-/* A candidate that is in no plan. */
+/* A candidate that is in no plan and was not refused of late. */
 static inline bool ud__free_candidate(const struct ud__session *s, uint32_t page)
 {
-    return ud__in_use(s, page) && ud__state(s, page) == UD_PG_STABLE && !ud__bit(s->claim, page);
+    return ud__in_use(s, page) && ud__state(s, page) == UD_PG_STABLE && !ud__bit(s->claim, page) &&
+           !ud__bit(s->shy, page);
 }
 
 #endif

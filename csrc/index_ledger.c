@@ -33,9 +33,10 @@ static int make_bitmaps(struct ud__session *s)
     s->claim = ud__zeroed(bytes);
     s->pub = ud__zeroed(bytes);
     s->queue = ud__zeroed(bytes);
+    s->shy = ud__zeroed(bytes);
     s->again = ud__zeroed((size_t)(s->capacity / 64 + 1) * 8);
     s->order = ud__zeroed((size_t)s->capacity * 4);
-    return s->claim && s->pub && s->queue && s->again && s->order ? 0 : -ENOMEM;
+    return s->claim && s->pub && s->queue && s->shy && s->again && s->order ? 0 : -ENOMEM;
 }
 
 int ud__ledger_attach(struct ud__session *s, int fd, size_t page_size)
@@ -67,6 +68,7 @@ void ud__ledger_detach(struct ud__session *s)
     ud__unmap(s->claim, bytes);
     ud__unmap(s->pub, bytes);
     ud__unmap(s->queue, bytes);
+    ud__unmap(s->shy, bytes);
     ud__unmap(s->again, (size_t)(s->capacity / 64 + 1) * 8);
     ud__unmap(s->order, (size_t)s->capacity * 4);
     ud__unmap((void *)s->header, s->map_bytes);

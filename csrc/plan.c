@@ -11,6 +11,8 @@
 
 #define BACKOFF_FIRST 1000u /* ms until refused pages are tried again; doubles */
 #define BACKOFF_LAST 60000u
+#define SHY_FIRST 4000u /* ms until pages that an agent refused are nominated again; doubles */
+#define SHY_LAST 120000u
 #define MUTE 30000 /* ms for which an agent that published nothing twice is not asked again */
 
 struct ud_planner *ud_planner_new(size_t page_size)
@@ -210,15 +212,31 @@ void ud__plan_end(struct ud_planner *p, struct ud__plan *plan)
     *plan = p->plans[--p->plan_count];
 }
 
-/* Pages of a finished plan are free again; what is still a candidate is tried later. */
-static void release(struct ud__session *s, const struct ud__plan *plan, int64_t at)
+/* Pages of a finished plan are free again; what was refused is tried later. */
+static void release(struct ud__session *s, const struct ud__plan *plan, int64_t at, int64_t now)
 {
+    bool shy = false;
     for (uint32_t i = 0; i < plan->nruns; i++)
         for (uint32_t page = plan->runs[i].page; page < plan->runs[i].page + plan->runs[i].n; page++) {
             ud__claim(s, page, 1, false);
-            if (ud__in_use(s, page) && ud__state(s, page) == UD_PG_STABLE)
-                ud__put_off(s, page, at, false);
+            if (!ud__in_use(s, page) || ud__state(s, page) == UD_PG_MERGED || plan->runs[i].copies)
+                continue; /* (a tile's own row follows by MERGE) */
+            s->shy[page / 64] |= 1ull << page % 64;
+            shy = true;
+            ud__put_off(s, page, at, false);
         }
+    if (shy && !s->shy_until) {
+        s->shy_time = s->shy_time ? (s->shy_time * 2 < SHY_LAST ? s->shy_time * 2 : SHY_LAST) : SHY_FIRST;
+        s->shy_until = now + s->shy_time;
+    }
+}
+
+void ud__grow_bold(struct ud__session *s, int64_t now)
+{
+    if (!s->shy_until || now < s->shy_until)
+        return;
+    memset(s->shy, 0, (size_t)s->count * 8);
+    s->shy_until = 0;
 }
 
 static int64_t next_try(struct ud__session *s, bool good, int64_t now)
@@ -247,7 +265,7 @@ int ud_planner_published(struct ud_planner *p, uint32_t sid, uint32_t number, ui
         g->counted = false;
     }
     if (!plan->late) {
-        release(s, plan, next_try(s, g != NULL, now));
+        release(s, plan, next_try(s, g != NULL, now), now);
         ud__resolve(p, s, plan, g ? gid : 0, now);
     }
     ud__plan_end(p, ud__plan_find(p, sid, number));
@@ -266,7 +284,7 @@ int ud_planner_result(struct ud_planner *p, uint32_t sid, uint32_t number, uint3
         g->counted = false;
     }
     if (!plan->late)
-        release(s, plan, next_try(s, merged > 0 || !refused, now));
+        release(s, plan, next_try(s, merged > 0 || !refused, now), now);
     ud__plan_end(p, plan);
     return 0;
 }
@@ -282,7 +300,7 @@ static void expire(struct ud_planner *p, int64_t now)
         plan->late = true;
         p->outstanding -= plan->npages;
         s->mute_until = now + MUTE;
-        release(s, plan, now + MUTE);
+        release(s, plan, now + MUTE, now);
         ud__resolve(p, s, NULL, 0, now);
     }
 }

@@ -115,7 +115,7 @@ static void count_segment(struct ud__segment *g, struct ud_plan_store *store)
 static void count_session_memory(const struct ud__session *s, struct ud_plan_store *store)
 {
     /* Sparse maps: what lies behind the blocks in use was never touched. */
-    store->metadata_bytes += sizeof(*s) + (size_t)s->count * (3 * 8 + 4) + s->count / 8 + s->wait_room * sizeof(*s->waits) +
+    store->metadata_bytes += sizeof(*s) + (size_t)s->count * (4 * 8 + 4) + s->count / 8 + s->wait_room * sizeof(*s->waits) +
                              s->move_room * sizeof(*s->moves);
     store->waiting_runs += s->wait_count;
     store->ready_runs += s->move_count - s->move_next;

@@ -348,6 +348,9 @@ static void scan_block(struct ud_planner *p, struct ud__session *s, uint32_t blo
     uint32_t page = block * UD_BLOCK_PAGES, end = page + UD_BLOCK_PAGES;
     if (page >= skip->from && page < skip->to)
         page = skip->to < end ? skip->to : end;
+    for (uint32_t i = page; i < end && s->shy[block]; i++)
+        if (ud__state(s, i) == UD_PG_VOLATILE)
+            s->shy[block] &= ~(1ull << i % 64); /* it holds something else now */
     while (page < end && !ud__free_candidate(s, page))
         page++;
     struct mirrors mirrors = {0};
@@ -388,6 +391,7 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t changed, int64_
     uint32_t gen = __atomic_load_n(&s->header->gen, __ATOMIC_ACQUIRE);
     struct skip skip = {0, 0};
     ud__ledger_refresh(s);
+    ud__grow_bold(s, now);
     bool due = s->again_count && s->again_at <= now, all = s->fresh;
     if (due) {
         s->again_at = INT64_MAX;

@@ -273,3 +273,28 @@ def test_metadata_is_within_its_bound(bench: Bench) -> None:
 def test_digests_are_what_the_agent_computes() -> None:
     assert digest(page(5)) == digest(page(5)) != digest(page(6))
     assert struct.unpack_from("=Q", page(5))[0] == 5
+
+
+def test_refused_pages_are_not_asked_for_again_and_again(bench: Bench) -> None:
+    """An agent that refuses always, and turns the pages back into candidates: one plan, then quiet."""
+    bench.join()[1].write(HERE, numbers(1, 100))
+    bench.join()[1].write(HERE, numbers(1, 100))
+    bench.settle()
+    sid, third = bench.join()
+    third.write(THERE, numbers(1, 100))
+    plans = 0
+    for _ in range(20):
+        third.write(THERE, numbers(1, 100))
+        third.end_pass()
+        bench.planner.scan(sid)
+        for plan in bench.planner.plans():
+            plans += 1
+            bench.planner.result(sid, header_of(plan.data)[1], 0, 100)
+        bench.planner.scan_due()
+    assert plans == 1
+    third.write(THERE, numbers(1, 100), lib.UD_PG_VOLATILE)  # written: worth another try
+    third.end_pass()
+    bench.planner.scan(sid)
+    third.write(THERE, numbers(1, 100))
+    bench.settle()
+    assert bench.count()[0]["merged"] == 300

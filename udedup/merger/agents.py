@@ -85,8 +85,8 @@ class Agent:
 
     def _pass(self, _number: int, changed: int, whole: bool) -> None:
         self.note_progress()
-        if changed and self.server.planner.scan(self.sid, changed) > 0:
-            self.active_pass = self.passes
+        if changed:
+            self.server.planner.scan(self.sid, changed)
         if whole:
             self.server.pass_ended(self)
         if changed:

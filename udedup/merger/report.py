@@ -138,6 +138,7 @@ def _process(server: "Server", agent: Any) -> tuple[dict[str, Any], Tally]:
             for name in ("pages_scanned", "pages_skipped", "pages_split", "pages_merged")
         },
         "full_scans": int(header.passes),
+        "passes_since_merge": agent.passes - agent.active_pass,
         "saved_bytes": saved,
         "general_profit": saved - metadata - int(header.vmas_used) * VMA_BYTES,
         "vmas_used": int(header.vmas_used),
@@ -199,7 +200,10 @@ def _domain(server: "Server", tally: Tally, entries: list[dict[str, Any]]) -> di
         "queued_pages": store["queued_pages"],
         "outstanding_pages": store["outstanding_pages"],
         "waiting_runs": store["waiting_runs"],
+        "ready_runs": store["ready_runs"],
+        "put_off_blocks": store["again_blocks"],
         "plans": store["plans"],
+        "quiet": server.planner.quiet(),
         "lost_pages": sums["lost"],
         "merge_failures": tally.merge_failures(),
         "freeze_us": tally.freeze(),
