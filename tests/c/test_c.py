@@ -19,7 +19,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="session", params=list(SANITIZERS))
 def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("c-" + request.param), SANITIZERS[request.param])
+    return build(tmp_path_factory.getbasetemp() / f"c-{request.param}", SANITIZERS[request.param])
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

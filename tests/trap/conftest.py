@@ -37,7 +37,7 @@ def check_split():
 
 @pytest.fixture(scope="session")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("trap")) / "libtrap_harness.so"
+    return build(tmp_path_factory.getbasetemp() / "c-plain") / "libtrap_harness.so"  # shared with tests/c
 
 
 @pytest.fixture
