@@ -93,7 +93,7 @@ static int connect_to_merger(void)
     struct ucred peer = {0};
     unsigned len = sizeof peer;
     ud__put_str(a.sun_path, a.sun_path + sizeof a.sun_path, ud__a.socket);
-    long s = ud__sys(__NR_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    long s = ud__sys(__NR_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (s < 0)
         return (int)s;
     long r = ud__sys(__NR_connect, s, &a, sizeof a);

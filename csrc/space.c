@@ -89,6 +89,7 @@ int ud__space_read(struct ud__space *s)
         track(a);
         s->signature = mix(s->signature, &v);
         s->bytes += v.end - v.start;
+        s->tracked += a->tracked ? v.end - v.start : 0;
         s->merged_areas += a->inode != 0;
     }
     ud__free(before.list, before.cap * sizeof *before.list);

@@ -17,6 +17,7 @@ struct ud__space {
     uint64_t signature; /* changes when any mapping changes */
     uint32_t merged_areas;
     uint64_t bytes;
+    uint64_t tracked; /* bytes under write tracking */
 };
 
 /* Reads the mappings anew and registers for tracking what has earned it. 0 or -errno. */
