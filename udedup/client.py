@@ -19,6 +19,7 @@ from udedup.errors import UdedupError
 
 _PACKET_MAX = 65536
 _START_SECONDS = 15.0
+_NO_JSON = "the merger sent no JSON; does another version of udedup run there?"
 
 
 class NoMerger(UdedupError):
@@ -43,7 +44,7 @@ class Client:
             header = self._packet()
             if not header.get("ok"):
                 raise UdedupError(str(header.get("error", "the merger refused without a reason")))
-            chunks = [self.socket.recv(_PACKET_MAX) for _ in range(int(header.get("chunks", 0)))]
+            chunks = [self._chunk() for _ in range(int(header.get("chunks", 0)))]
         except TimeoutError:
             raise UdedupError(
                 f"the merger of domain {self.domain.name!r} does not answer; see whether it is stopped"
@@ -52,18 +53,18 @@ class Client:
             raise NoMerger(
                 f"the merger of domain {self.domain.name!r} went away: {error}; run it again"
             ) from None
-        return json.loads(b"".join(chunks)) if chunks else None
+        return _decode(b"".join(chunks)) if chunks else None
 
-    def _packet(self) -> dict[str, Any]:
+    def _chunk(self) -> bytes:
         data = self.socket.recv(_PACKET_MAX)
         if not data:
             raise ConnectionResetError("connection closed")
-        try:
-            reply = json.loads(data)
-        except ValueError:
-            reply = None
+        return data
+
+    def _packet(self) -> dict[str, Any]:
+        reply = _decode(self._chunk())
         if not isinstance(reply, dict):
-            raise UdedupError("the merger sent no JSON; does another version of udedup run there?")
+            raise UdedupError(_NO_JSON)
         return reply
 
     def alive(self) -> bool:
@@ -86,6 +87,13 @@ class Client:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _decode(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise UdedupError(_NO_JSON) from None
 
 
 def _connect(domain: Domain) -> socket.socket:

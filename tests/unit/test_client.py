@@ -76,6 +76,18 @@ def test_refusals_and_nonsense(play: Callable[[Play], Domain], answer: bytes, wo
         client.request("stat")
 
 
+@pytest.mark.parametrize(("body", "words"), [(b"{cut", "sent no JSON"), (b"", "went away")])
+def test_broken_body(play: Callable[[Play], Domain], body: bytes, words: str) -> None:
+    def act(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.send(b'{"ok": true, "chunks": 1}')
+        if body:
+            connection.send(body)
+
+    with Client(play(act)) as client, pytest.raises(UdedupError, match=words):
+        client.request("stat")
+
+
 def test_silence_ends_at_the_timeout(play: Callable[[Play], Domain]) -> None:
     def act(connection: socket.socket) -> None:
         connection.recv(65536)
