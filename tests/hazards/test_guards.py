@@ -75,8 +75,8 @@ def test_large_blocks_grow_right(racing: Lab) -> None:
 
 
 @contextlib.contextmanager
-def killing_holders() -> Iterator[list[int]]:
-    """kill -9 of everything named udedup-agent that is a process of its own: holders and readers."""
+def killing_holders(program: Path) -> Iterator[list[int]]:
+    """kill -9 of the holders and readers of `program`: processes of their own, named udedup-agent."""
     stop = threading.Event()
     killed: list[int] = []
 
@@ -84,7 +84,9 @@ def killing_holders() -> Iterator[list[int]]:
         while not stop.is_set():
             for entry in os.listdir("/proc"):
                 with contextlib.suppress(OSError):
-                    if entry.isdigit() and Path(f"/proc/{entry}/comm").read_text() == "udedup-agent\n":
+                    if not entry.isdigit() or Path(f"/proc/{entry}/comm").read_text() != "udedup-agent\n":
+                        continue
+                    if Path(f"/proc/{entry}/exe").readlink() == program:
                         os.kill(int(entry), signal.SIGKILL)
                         killed.append(int(entry))
 
@@ -98,15 +100,16 @@ def killing_holders() -> Iterator[list[int]]:
 
 
 def test_holder_killed_at_any_instant(racing: Lab) -> None:
-    with killing_holders() as killed:
-        racing.same([racing.program("races"), "killed_holder"], UDEDUP_TEST_DELAY_US="1000")
+    program = racing.program("races")
+    with killing_holders(program) as killed:
+        racing.same([program, "killed_holder"], UDEDUP_TEST_DELAY_US="1000")
     assert killed
 
 
 def test_holder_killed_without_bitfirst(racing: Lab) -> None:
     program = racing.program("races")
     for _ in range(5):
-        with killing_holders():
+        with killing_holders(program):
             run = racing.merged(
                 [program, "killed_holder"], UDEDUP_TEST_GUARDS="bitfirst", UDEDUP_TEST_DELAY_US="1000"
             )

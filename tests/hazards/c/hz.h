@@ -121,6 +121,8 @@ static inline void *map(size_t pages)
 {
     void *p = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(p != MAP_FAILED);
+    if (getenv("HZ_ADVISE")) /* mode trap merges what is advised */
+        madvise(p, pages * PAGE, 12);
     return p;
 }
 

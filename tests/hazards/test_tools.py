@@ -1,0 +1,194 @@
+"""Debuggers, sanitizers, other allocators, core dumps: merging gives way or does no harm."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from hazards.lab import Lab
+
+
+def need(tool: str) -> str:
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"{tool} is not installed")
+    return path
+
+
+def find_library(name: str) -> Path:
+    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):
+        for path in sorted(Path(folder).glob(f"{name}.so*")):
+            return path
+    pytest.skip(f"{name} is not installed")
+
+
+@pytest.mark.parametrize("name", ["libjemalloc", "libmimalloc", "libtcmalloc", "libtcmalloc_minimal"])
+@pytest.mark.parametrize("program", ["realloc_large", "calloc_after_free", "trim"])
+def test_other_allocator(lab: Lab, name: str, program: str) -> None:
+    library = find_library(name)
+    command = [lab.program("mappings"), program]
+    plain = lab.plain(command, LD_PRELOAD=str(library))
+    merged = lab.merged(command, preload=[library])
+    assert (merged.status, merged.out) == (plain.status, plain.out), merged
+
+
+def preload_arguments(lab: Lab) -> list[str]:
+    """What makes a program join, as NAME=VALUE: for the debugged program, not for its debugger."""
+    env = lab.environment()
+    return [f"{name}={env[name]}" for name in ("LD_PRELOAD", "UDEDUP_SOCKET", "UDEDUP_THRESHOLD")]
+
+
+def test_under_gdb(lab: Lab) -> None:
+    """Somebody else traces: merges are dropped, the program runs."""
+    gdb = need("gdb")
+    command = [
+        gdb,
+        "-batch",
+        "-nx",
+        "-ex",
+        "set startup-with-shell off",
+        "-ex",
+        "set environment HZ_NO_WAIT=1",
+    ]
+    for setting in preload_arguments(lab):
+        command += ["-ex", f"set environment {setting}"]
+    command += ["-ex", "run threads_come_and_go", str(lab.program("processes"))]
+    run = lab.plain(command, timeout=120, DEBUGINFOD_URLS="")
+    assert "wrong 0 enough 1" in run.out and "exited normally" in run.out, run
+
+
+def test_gdb_attaches_while_merging(lab: Lab) -> None:
+    gdb = need("gdb")
+    program = lab.program("processes")
+    child = subprocess.Popen(
+        [str(program), "stores_are_kept"], env=lab.environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        time.sleep(1.0)
+        attached = subprocess.run(
+            [gdb, "-batch", "-nx", "-p", str(child.pid), "-ex", "thread apply all bt 1", "-ex", "detach"],
+            capture_output=True, text=True, timeout=60, env={**os.environ, "DEBUGINFOD_URLS": ""},
+        )  # fmt: skip
+        assert "Detaching" in attached.stdout or "detached" in attached.stdout, attached
+        out, _ = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 0 and out == "bad 0\nbad 0\nbad 0\ndone\n", out
+
+
+def test_under_strace(lab: Lab, tmp_path: Path) -> None:
+    strace = need("strace")
+    command = [strace, "-f", "-o", str(tmp_path / "log"), "-e", "trace=none", "-E", "HZ_NO_WAIT=1"]
+    for setting in preload_arguments(lab):
+        command += ["-E", setting]
+    run = lab.plain([*command, lab.program("processes"), "threads_come_and_go"], timeout=120)
+    assert (run.status, run.out) == (0, "wrong 0 enough 1\ndone\n"), run
+
+
+@pytest.mark.xfail(
+    reason="waitpid(-1, __WALL) of a debugger that is preloaded itself sees our helpers", strict=False
+)
+def test_a_debugger_that_is_preloaded_itself(lab: Lab) -> None:
+    gdb = need("gdb")
+    command = [gdb, "-batch", "-nx", "-ex", "set startup-with-shell off", "-ex", "run stores_are_kept"]
+    run = lab.merged([*command, lab.program("processes")], timeout=120, DEBUGINFOD_URLS="", HZ_NO_WAIT="1")
+    assert "exited normally" in run.out, run
+
+
+def test_py_spy(lab: Lab) -> None:
+    """py-spy stops a process by ptrace now and then: both get what they want."""
+    pyspy = need("py-spy")
+    import sys
+
+    child = subprocess.Popen(
+        [sys.executable, "-c",
+         "import time\nend=time.time()+4\nx=[bytes(range(256))*4000 for _ in range(9)]\n"
+         "while time.time()<end: time.sleep(.01)\nprint(all(v==x[0] for v in x))"],
+        env=lab.environment(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(1)
+    dumps = [
+        subprocess.run([pyspy, "dump", "-p", str(child.pid)], capture_output=True, text=True)
+        for _ in range(5)
+    ]
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0 and out == "True\n"
+    assert all(dump.returncode == 0 for dump in dumps), dumps[0].stderr
+
+
+def test_under_valgrind(lab: Lab) -> None:
+    valgrind = need("valgrind")
+    command = [valgrind, "-q", "--trace-children=no", str(lab.program("mappings")), "errors_stay"]
+    plain = lab.plain(command, timeout=120)
+    if plain.status != 0:
+        pytest.skip(f"valgrind does not run here: {plain.err[:200]}")
+    run = lab.merged(command, timeout=120)
+    assert run.status == 0 and "done" in run.out, run
+
+
+def test_under_address_sanitizer(lab: Lab) -> None:
+    program = lab.program("processes", "-fsanitize=address", "-Wno-error")
+    runs = (
+        lab.plain([program, "threads_come_and_go"]),
+        lab.merged(
+            [program, "threads_come_and_go"],
+            timeout=120,
+            ASAN_OPTIONS="verify_asan_link_order=0:detect_leaks=0",
+        ),
+    )
+    assert runs[0].status == 0, runs[0]
+    assert runs[1].status == 0 and "wrong 0 enough 1" in runs[1].out, runs[1]
+
+
+CORE = r"""
+#include "hz.h"
+#include <signal.h>
+#include <sys/resource.h>
+int main(void)
+{
+    char *p = merged_area(24, 50);
+    printf("%p\n", (void *)p);
+    fflush(NULL);
+    raise(SIGABRT);
+}
+"""
+
+
+def test_core_dump_holds_merged_pages(lab: Lab, tmp_path: Path) -> None:
+    """The kernel leaves file pages out of cores unless coredump_filter says otherwise."""
+    gdb = need("gdb")
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    if pattern.startswith("|") or "/" in pattern:
+        pytest.skip(f"cores do not go to the working directory here: {pattern}")
+    source = tmp_path / "core.c"
+    source.write_text(CORE)
+    program = tmp_path / "core-program"
+    here = str(Path(__file__).with_name("c"))
+    subprocess.run(["gcc", "-g", f"-I{here}", "-o", str(program), str(source), "-pthread"], check=True)
+
+    def unlimited() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    done = subprocess.run(
+        [str(program)],
+        env=lab.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=unlimited,
+    )
+    assert done.returncode == -6, done
+    cores = list(tmp_path.glob("core*"))
+    cores = [path for path in cores if path.suffix != ".c" and path != program]
+    assert cores, "no core was written"
+    address = int(done.stdout, 16)
+    shown = subprocess.run(
+        [gdb, "-batch", "-nx", str(program), str(cores[0]), "-ex", f"x/2gx {address + 4096 * 3}"],
+        capture_output=True, text=True, env={**os.environ, "DEBUGINFOD_URLS": ""},
+    )  # fmt: skip
+    assert f"0x{50 << 40 | 512 * 3:016x}" in shown.stdout, shown.stdout + shown.stderr
