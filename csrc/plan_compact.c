@@ -18,6 +18,7 @@
 #define TIDY_EVERY 10000 /* ms between two mendings of cut runs */
 #define CALM 2000        /* ms without much change before runs are mended */
 #define FEW_BREAKS 128u
+#define CUT_EVERY 32u    /* pages: segments less cut up than that are left as they are */
 #define DEAD_MIN 64u     /* slots: below that, dead ones are not worth the work */
 
 /* What a merged page maps, if it is in no plan; NULL if it is not merged, or busy. */
@@ -141,7 +142,7 @@ static int choose(struct ud_planner *p, uint64_t most, bool dead, bool mend, int
     int chosen = 0;
     for (uint32_t i = 1; i < p->segment_room; i++) {
         struct ud__segment *g = p->segments[i];
-        if (g && (g->retiring || (dead && mostly_dead(p, g)) || (mend && g->breaks)))
+        if (g && (g->retiring || (dead && mostly_dead(p, g)) || (mend && g->breaks * CUT_EVERY >= g->used)))
             chosen += retire(g, &most, now);
     }
     return chosen;

@@ -66,6 +66,8 @@ class Settings:
             raise UdedupError(
                 "advisor_min_pages_to_scan is above advisor_max_pages_to_scan; set both at once"
             )
+        if "pages_to_scan" in changes and changes.get("advisor_mode", self._values["advisor_mode"]):
+            raise UdedupError("the advisor sets pages_to_scan; set advisor_mode to none first")
         return changes
 
     def apply(self, changes: dict[str, int]) -> bool:
