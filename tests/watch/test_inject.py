@@ -253,3 +253,36 @@ def test_ends_meanwhile(victim, built, tmp_path, monkeypatch):
     monkeypatch.setattr(injecting.borrow, "why_not", die)
     with pytest.raises(UdedupError, match=f"process {process.pid} ended meanwhile"):
         inject(target, built / "spy", tmp_path / "log")
+
+
+def test_thread_that_cannot_be_stopped_is_not_caught_later(spawn, built, tmp_path, monkeypatch):
+    """A thread in vfork cannot be stopped; once it wakes, it must run on although udedup still runs."""
+    source = (
+        '#include <stdio.h>\n#include <unistd.h>\nint main(void) { puts("ready"); fflush(stdout);\n'
+        'if (vfork() == 0) { sleep(2); _exit(0); }\nputs("woke"); fflush(stdout); pause(); }'
+    )
+    (tmp_path / "vfork.c").write_text(source)
+    subprocess.run([str(GCC), "-w", "-o", tmp_path / "vfork", tmp_path / "vfork.c"], check=True)
+    process = spawn([str(tmp_path / "vfork")])
+    monkeypatch.setattr(injecting, "_GIVE_UP", 0.3)
+    monkeypatch.setattr(injecting.borrow, "candidates", lambda pid: [pid])
+    with pytest.raises(UdedupError, match="does not stop"):
+        inject(find(process.pid), built / "spy", tmp_path / "log")
+    assert process.stdout.readline() == "woke\n"
+
+
+def test_ctrl_c_waits_for_the_borrowed_thread(victim, built, tmp_path, monkeypatch):
+    process = victim("cond")
+    real = injecting._Loan.call_join
+
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.05)
+        return real(self, *args)
+
+    monkeypatch.setattr(injecting._Loan, "call_join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        inject(find(process.pid), built / "spy", tmp_path / "log")
+    assert (tmp_path / "log").read_text().startswith(str(process.pid))
+    next_rounds(process)

@@ -25,6 +25,7 @@ _LIBC = re.compile(r"/libc(\.so\.6|-2\.\d+\.so)$")
 _LOADER = re.compile(r"/(ld-linux[^/]*|ld-2\.\d+)\.so(\.\d+)?$")
 _NEVER_INSIDE = re.compile(r"/(libc|ld-linux|ld-2|libpthread|libdl|libjemalloc|libmimalloc|libtcmalloc)[.-]")
 _STACK_LOOK = 65536
+_FRAMES_BYTES = 1024  # red zone, two frames without their vector state, alignment
 _RESTORE_RT = bytes.fromhex("48c7c00f0000000f05")
 _SYSCALL_RET = bytes.fromhex("0f05c3")
 
@@ -96,7 +97,8 @@ def why_not(process: Process, tracee: Tracee, regs: Registers) -> str | None:
         return "runs 32-bit code"
     asleep = frame.in_syscall(regs)
     reason = _asleep(process, regs) if asleep else _running(process, tracee, regs)
-    return reason or _stack(process, regs) or _locks(process, tracee)
+    room = len(tracee.xstate()) + _FRAMES_BYTES
+    return reason or _stack(process, regs, room) or _locks(process, tracee)
 
 
 def _asleep(process: Process, regs: Registers) -> str | None:
@@ -123,10 +125,10 @@ def _running(process: Process, tracee: Tracee, regs: Registers) -> str | None:
     return None
 
 
-def _stack(process: Process, regs: Registers) -> str | None:
+def _stack(process: Process, regs: Registers, room: int) -> str | None:
     """Room for the frame, and no signal handler (which may have interrupted malloc) among its callers."""
     stack = process.mapping_of(regs.rsp)
-    if stack is None or regs.rsp - stack.start < 16384:
+    if stack is None or regs.rsp - stack.start < room:
         return "has no room on its stack"
     words = process.memory.words(regs.rsp & ~7, min(_STACK_LOOK, stack.end - (regs.rsp & ~7)) // 8)
     if process.restore_rt in words:

@@ -6,11 +6,13 @@ delivered. One limit: killed in the instant before the call or after it, a poll 
 anew. Fails: UdedupError. Nothing of ours is left in the process then, save that the library may be loaded.
 """
 
-import contextlib
+import functools
 import os
+import random
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from udedup.watch.target import Target, guarded, why_refused
 from udedup.watch.tracer import Registers, Tracee
 
 _GIVE_UP = 5.0  # seconds to find a thread that can be borrowed
+_STEPS, _STEP_SECONDS = 30, 0.001  # looks at a thread that runs, and the longest time between two
 _CALL_SECONDS = 5.0  # for the call itself, when it can be abandoned
 _CALL_PATIENCE = 30.0  # when it cannot: it is inside the loader
 _MMAP, _MPROTECT, _MUNMAP = 9, 10, 11
@@ -73,8 +76,7 @@ def _inject(target: Target, memory: Memory, library: Path, socket: Path) -> Inje
     while time.monotonic() < deadline:
         for tid in borrow.candidates(target.pid):
             try:
-                with _undisturbed():
-                    return _with_thread(process, tid, words, texts)
+                return _in_own_thread(functools.partial(_with_thread, process, tid, words, texts))
             except _NotNow as why:
                 reason = f"thread {tid} {why}"
             if time.monotonic() > deadline:
@@ -89,14 +91,37 @@ def _inject(target: Target, memory: Memory, library: Path, socket: Path) -> Inje
     )
 
 
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits for the few milliseconds that a thread is borrowed."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _in_own_thread(attempt: Callable[[], Injection]) -> Injection:
+    """Runs it in a thread that ends with it; Ctrl-C waits for the few milliseconds it takes.
+
+    The thread is the tracer: when it ends, the kernel lets go of what it still traced, even of a thread
+    that would not stop (asleep in vfork) and would otherwise be caught by our stop when it wakes.
+    """
+    outcome: list[Injection | BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            outcome.append(attempt())
+        except BaseException as error:
+            outcome.append(error)
+        finally:
+            done.set()
+
+    tracer = threading.Thread(target=run, name="udedup-tracer")
+    tracer.start()
+    interrupted = None
+    while not done.is_set():
+        try:
+            done.wait()
+        except KeyboardInterrupt as error:
+            interrupted = error
+    tracer.join()
+    if interrupted:
+        raise interrupted
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _with_thread(
@@ -110,24 +135,32 @@ def _with_thread(
     except ProcessLookupError:
         raise _NotNow("ended") from None
     try:
-        began = time.monotonic()
-        try:
-            if not tracee.interrupt(0.2):
-                raise _NotNow("does not stop")
-        except OSError as error:
-            if isinstance(error, ProcessLookupError):
-                raise _NotNow("ended") from None
-            raise _NotNow("is stopped by a signal") from None
-        regs = tracee.registers()
-        reason = borrow.why_not(process, tracee, regs)
-        if reason:
+        for _ in range(_STEPS):
+            began = time.monotonic()
+            regs = _stop(tracee)
+            reason = borrow.why_not(process, tracee, regs)
+            if reason is None:
+                result = _Loan(process, tracee, regs).call_join(words, texts)
+                return Injection(tid, time.monotonic() - began, result == _EALREADY)
             tracee.set_registers(frame.original(regs))
-            raise _NotNow(reason)
-        loan = _Loan(process, tracee, regs)
-        result = loan.call_join(words, texts)
-        return Injection(tid, time.monotonic() - began, result == _EALREADY)
+            if frame.in_syscall(regs):
+                break
+            tracee.resume()
+            time.sleep(random.uniform(0, _STEP_SECONDS))  # it runs: a moment later it may be out of libc
+        raise _NotNow(reason)
     finally:
         tracee.__exit__()
+
+
+def _stop(tracee: Tracee) -> Registers:
+    try:
+        if not tracee.interrupt(0.2):
+            raise _NotNow("does not stop")
+    except ProcessLookupError:
+        raise _NotNow("ended") from None
+    except OSError:
+        raise _NotNow("is stopped by a signal") from None
+    return tracee.registers()
 
 
 class _Loan:

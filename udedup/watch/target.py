@@ -84,8 +84,8 @@ def guarded(pid: int) -> Iterator[None]:
     """Turns what the kernel says when a process ends or is not ours into an UdedupError."""
     try:
         yield
-    except (FileNotFoundError, ProcessLookupError):
-        if (PROC / str(pid)).exists() and not _is_ending(pid):
+    except (FileNotFoundError, ProcessLookupError) as error:
+        if isinstance(error, FileNotFoundError) and (PROC / str(pid)).exists() and not _is_ending(pid):
             raise
         raise UdedupError(f"process {pid} ended meanwhile; nothing was left behind in it") from None
     except PermissionError:
