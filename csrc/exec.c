@@ -308,6 +308,8 @@ void ud__plan_zero(const struct ud__range *r, size_t n)
         }
 }
 
+#define GIVE_BACK_US 10000000u
+
 /* Every merged mapping there is, as far as one list of pieces goes. */
 static uint32_t all_merged(void)
 {
@@ -341,8 +343,14 @@ uint32_t ud__plan_unmerge(const struct ud_run *runs, uint32_t nruns)
                 pieces[n++] = (struct ud__piece){runs[i].vaddr, runs[i].npages, 0};
         total = unmerge_pieces(n);
     } else {
-        while ((n = all_merged()) && (got = unmerge_pieces(n)))
-            total += got;
+        /* A hold that misses its deadline gives nothing back: try again for a while, or a process that left keeps
+         * merged memory with no agent beside it. */
+        uint64_t give_up = ud__now_us() + GIVE_BACK_US;
+        while ((n = all_merged()) && ud__now_us() < give_up) {
+            total += got = unmerge_pieces(n);
+            if (!got)
+                ud__sleep_us(20000);
+        }
     }
     ud__ledger_commit(&ud__a.ledger);
     return total;
