@@ -26,4 +26,4 @@ def test_names_are_those_of_the_wire() -> None:
     header = (Path(__file__).parents[2] / "csrc" / "wire.h").read_text()
     body = header.partition("struct ud_knobs {")[2].partition("};")[0]
     fields = re.findall(r"uint32_t (\w+);", body)
-    assert list(RANGES) == fields
+    assert list(RANGES)[: len(fields)] == fields  # what follows is the merger's own
