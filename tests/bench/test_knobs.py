@@ -116,3 +116,13 @@ def test_the_real_knobs_come_back():
 def test_without_ksm_there_is_a_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("UDEDUP_BENCH_KSM_DIR", str(tmp_path / "none"))
     assert "no KSM" in (ksmknobs.unavailable() or "")
+
+
+def test_two_benches_do_not_share_the_knobs(knobs):
+    with ksmknobs.Keeper():
+        with pytest.raises(OSError, match="another udedup bench"):
+            ksmknobs.Keeper().__enter__()
+        ksmknobs.write({"pages_to_scan": "7"})
+    assert (knobs / "pages_to_scan").read_text() == "100"
+    with ksmknobs.Keeper():
+        pass

@@ -7,6 +7,7 @@ Fails: OSError where the knobs may not be written.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 
 KNOBS = ("pages_to_scan", "sleep_millisecs", "use_zero_pages", "smart_scan", "advisor_mode", "run")
 """What the bench changes, in the order of restoring: `run` last."""
+
+TAKEN = "another udedup bench is using kernel KSM; wait for it to end"
 
 COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "pages_skipped",
             "pages_scanned", "full_scans", "general_profit", "ksm_zero_pages", "stable_node_chains",
@@ -58,7 +61,22 @@ def unavailable() -> str | None:
         return "this kernel has no KSM (no /sys/kernel/mm/ksm)"
     if not os.access(folder() / "run", os.W_OK):
         return "KSM's knobs need root"
+    descriptor = lock_folder()
+    if descriptor < 0:
+        return TAKEN
+    os.close(descriptor)
     return None
+
+
+def lock_folder() -> int:
+    """A descriptor that holds the lock on KSM's directory, -1 when another bench has it."""
+    descriptor = os.open(folder(), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return -1
+    return descriptor
 
 
 class Keeper:
@@ -67,8 +85,10 @@ class Keeper:
     def __init__(self) -> None:
         self.saved: dict[str, str] = {}
         self._guard: subprocess.Popen[bytes] | None = None
+        self._lock = -1
 
     def __enter__(self) -> Keeper:
+        self._take_lock()
         self.saved = read_all(KNOBS)
         # In use already: unmerging everything would hurt whoever switched it on.
         self.in_use = self.saved.get("run") != "0" or counters().get("pages_shared", 0) > 0
@@ -83,7 +103,21 @@ class Keeper:
             raise OSError("the guard of KSM's knobs did not start; nothing was changed")
         return self
 
+    def _take_lock(self) -> None:
+        """One bench at a time: two would save each other's knobs, and merge each other's pages."""
+        self._lock = lock_folder()
+        if self._lock < 0:
+            raise OSError(TAKEN)
+
     def __exit__(self, *exc: object) -> None:
+        try:
+            self._restore()
+        finally:
+            if self._lock >= 0:
+                os.close(self._lock)
+            self._lock = -1
+
+    def _restore(self) -> None:
         guard = self._guard
         if guard is None:
             return

@@ -66,8 +66,11 @@ class Report:
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
-        """Writes the JSON; raises OSError."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        """Writes the JSON, one cell a line; raises OSError."""
+        raw = asdict(self)
+        cells = ",\n".join(json.dumps(cell, separators=(",", ":")) for cell in raw.pop("cells"))
+        head = json.dumps(raw, indent=1).rstrip("}\n")
+        path.write_text(f'{head},\n "cells": [\n{cells}\n]}}\n')
 
     @staticmethod
     def load(path: Path) -> Report:
