@@ -45,6 +45,7 @@ struct ud_plan_counts {
     uint64_t fork_shared; /* shared with a fork relative by the kernel */
     uint64_t refused;
     uint64_t lost;        /* MERGED entries that name no slot we hold */
+    uint64_t left_vmas;   /* matched, but not worth one of the mappings that are left */
 };
 
 struct ud_plan_store {

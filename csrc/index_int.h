@@ -73,6 +73,7 @@ struct ud__session {
     struct ud__move *moves;     /* runs ready for a MERGE to this session */
     uint32_t move_count, move_room, move_next;
     bool moves_sorted;
+    uint32_t left_vmas;         /* pages whose runs were too short for the mappings left */
     uint32_t planned_runs;      /* mappings asked for since it was last quiet */
     struct ud__run *backs;      /* runs that nobody shares: to be plain memory again */
     uint32_t back_count, back_room;

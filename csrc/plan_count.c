@@ -83,6 +83,7 @@ static void count_session(struct census *c, struct ud__session *s)
                 n.waiting += ud__bit(s->claim, page);
         }
     }
+    n.left_vmas = s->left_vmas;
     n.pages_volatile = by_state[UD_PG_VOLATILE];
     n.unshared = by_state[UD_PG_STABLE] > n.waiting ? by_state[UD_PG_STABLE] - n.waiting : 0;
     n.zero = by_state[UD_PG_ZERO];

@@ -9,7 +9,7 @@
 #include "index_int.h"
 
 #define BUSY_AGAIN 100   /* ms until a page whose twin is itself on the move is looked at again */
-#define BUDGET_AGAIN 2000 /* ms until short runs of a session without mappings to spare are */
+#define BUDGET_AGAIN 5000 /* ms until short runs of a session without mappings to spare are */
 #define LONG_RUN 64u     /* runs that are taken even then */
 #define PATIENCE 60      /* short runs wait so many delays at most, however busy their process is */
 #define BUSY_PAGES 64u   /* changed in one report: its process is busy */
@@ -109,6 +109,7 @@ static bool worth(struct ud_planner *p, struct ud__session *s, struct ud__sessio
     if (n >= LONG_RUN)
         return true;
     if (n < price(s) || (o && n < price(o))) {
+        s->left_vmas += n;
         ud__put_off(s, page, now + BUDGET_AGAIN, false);
         return false;
     }
@@ -396,6 +397,7 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t changed, int64_
     if (due) {
         s->again_at = INT64_MAX;
         s->again_open = false;
+        s->left_vmas = 0;
     }
     if (!s->publishes && !s->merges && !s->queued && s->move_next == s->move_count)
         s->planned_runs = 0;

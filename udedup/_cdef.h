@@ -183,6 +183,7 @@ struct ud_plan_counts {
     uint64_t fork_shared;
     uint64_t refused;
     uint64_t lost;
+    uint64_t left_vmas;
 };
 
 struct ud_plan_store {

@@ -298,3 +298,15 @@ def test_refused_pages_are_not_asked_for_again_and_again(bench: Bench) -> None:
     third.write(THERE, numbers(1, 100))
     bench.settle()
     assert bench.count()[0]["merged"] == 300
+
+
+def test_without_mappings_left_only_long_runs_go(bench: Bench) -> None:
+    """What is left, and that it is left for want of mappings, is counted."""
+    for process in (bench.join()[1], bench.join()[1]):
+        process.header.vmas_budget = 1000
+        process.header.vmas_used = 480
+        process.write(HERE, numbers(1, 8))
+        process.write(HERE + 1024 * PAGE, numbers(100, 100))
+    bench.settle()
+    sums = bench.count()[0]
+    assert (sums["merged"], sums["left_vmas"]) == (200, 8)

@@ -118,6 +118,7 @@ def _pages(counts: dict[str, int]) -> dict[str, int]:
         "fork_shared_pages": counts["fork_shared"],
         "refused_pages": counts["refused"],
         "waiting_pages": counts["waiting"],
+        "left_for_vmas_pages": counts["left_vmas"],
         "tracked_pages": counts["tracked"],
     }
 
