@@ -180,7 +180,7 @@ static void not_present(uint64_t from, uint64_t to)
     }
 }
 
-/* A refused page gets another chance; one that relatives shared is asked about again. */
+/* A refused page gets another chance, each time later; one that relatives shared is asked about again. */
 static void another_chance(uint32_t block)
 {
     struct ud__ledger *l = &ud__a.ledger;
@@ -188,9 +188,10 @@ static void another_chance(uint32_t block)
     int asked = 0;
     for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift), entry;
-        uint8_t s = ud__page_state(l, page, &entry) & UD_PG_MASK;
-        if (s == UD_PG_REFUSED) {
-            ud__page_set(l, page, UD_PG_STABLE, entry);
+        uint8_t whole = ud__page_state(l, page, &entry), s = whole & UD_PG_MASK;
+        uint8_t count = whole >> UD__COUNT_SHIFT;
+        if (s == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0) {
+            ud__page_set(l, page, (uint8_t)(UD_PG_STABLE | count << UD__COUNT_SHIFT), entry);
             ud__pass.changed++;
         } else if (s == UD_PG_SHARED) {
             if (!asked && ud__track_exclusive(l->heads[block].vaddr, UD_BLOCK_PAGES, exclusive) < 0)

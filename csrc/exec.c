@@ -161,15 +161,22 @@ static int run_is_sane(const struct ud_run *r)
            ((uint64_t)r->npages << ud__page_shift) <= top - r->vaddr;
 }
 
-/* Pages of the plan that are not merged now: not nominated again before they changed, or some passes are over. */
+/* A page that is not merged now: not nominated again before it changed, or some passes are over; the more often it was
+ * refused, the more passes (age.c). */
+static void refuse_page(uint64_t page)
+{
+    uint64_t entry;
+    uint8_t state = ud__page_state(&ud__a.ledger, page, &entry);
+    uint8_t count = (uint8_t)((state >> UD__COUNT_SHIFT) + 1);
+    if ((state & UD_PG_MASK) == UD_PG_STABLE)
+        ud__page_set(&ud__a.ledger, page, (uint8_t)(UD_PG_REFUSED | (count < 6 ? count : 6) << UD__COUNT_SHIFT), entry);
+}
+
 static void mark_refused(const struct ud_run *runs, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
-        for (uint32_t k = 0; run_is_sane(&runs[i]) && k < runs[i].npages; k++) {
-            uint64_t page = runs[i].vaddr + ((uint64_t)k << ud__page_shift), entry;
-            if ((ud__page_state(&ud__a.ledger, page, &entry) & UD_PG_MASK) == UD_PG_STABLE)
-                ud__page_set(&ud__a.ledger, page, UD_PG_REFUSED, entry);
-        }
+        for (uint32_t k = 0; run_is_sane(&runs[i]) && k < runs[i].npages; k++)
+            refuse_page(runs[i].vaddr + ((uint64_t)k << ud__page_shift));
     ud__ledger_commit(&ud__a.ledger);
 }
 
@@ -301,11 +308,8 @@ void ud__plan_zero(const struct ud__range *r, size_t n)
     run_batches(&j);
     ud__a.ledger.hdr->pages_zeroed += j.merged;
     for (size_t i = 0; i < n; i++)
-        for (uint64_t page = r[i].start; page < r[i].end; page += ud__page) {
-            uint64_t entry;
-            if ((ud__page_state(&ud__a.ledger, page, &entry) & UD_PG_MASK) == UD_PG_STABLE)
-                ud__page_set(&ud__a.ledger, page, UD_PG_REFUSED, entry);
-        }
+        for (uint64_t page = r[i].start; page < r[i].end; page += ud__page)
+            refuse_page(page);
 }
 
 #define GIVE_BACK_US 10000000u

@@ -126,6 +126,7 @@ struct ud__ledger {
     uint32_t free_cap, free_count;
 };
 #define UD_PG_MASK 7u
+#define UD__COUNT_SHIFT 3 /* above a REFUSED or STABLE state: how often it was refused, 0 to 6 */
 int ud__ledger_open(struct ud__ledger *l) UD_HIDDEN;
 void ud__ledger_close(struct ud__ledger *l) UD_HIDDEN;
 /* The block that holds the page at vaddr, made if missing and `make`. Index, or -1. */
