@@ -27,7 +27,7 @@ from udedup.errors import UdedupError
 
 LOAD_TIMEOUT_S = 300.0
 CHECK_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 60.0
 DROPPED = ("UDEDUP_", "PYTHONHASHSEED", "LD_PRELOAD")
 KEPT = ("UDEDUP_TRACKING",)  # how changes are found may be chosen from outside
 
