@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 MIB = 1 << 20
 SHIFT_MIN = 256 * MIB
-SHIFT_MAX = 1280 * MIB
+SHIFT_RANGE = 1024 * MIB
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,18 @@ def choose(environ: MutableMapping[str, str]) -> Layout:
 
 
 def choose_shift() -> int | None:
-    """A random whole number of pages between SHIFT_MIN and SHIFT_MAX bytes, within the hard limit."""
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    top = SHIFT_MAX if hard == resource.RLIM_INFINITY else min(SHIFT_MAX, hard)
+    """A random whole number of pages: SHIFT_MIN to 1 GiB more, in bytes, within the hard stack limit.
+
+    It becomes the soft limit, so it is never below the one that is set: no stack gets smaller.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     page = resource.getpagesize()
-    pages = (top - SHIFT_MIN) // page
-    return None if pages <= 0 else SHIFT_MIN + secrets.randbelow(pages + 1) * page
+    low = (
+        SHIFT_MIN + SHIFT_RANGE if soft == resource.RLIM_INFINITY else max(SHIFT_MIN, -(-soft // page) * page)
+    )
+    top = low + SHIFT_RANGE if hard == resource.RLIM_INFINITY else min(low + SHIFT_RANGE, hard)
+    pages = (top - low) // page
+    return None if pages <= 0 else low + secrets.randbelow(pages + 1) * page
 
 
 def environment(layout: Layout) -> dict[str, str]:

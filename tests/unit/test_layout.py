@@ -33,7 +33,7 @@ def test_shift_is_random_whole_pages_in_range() -> None:
     for shift in shifts:
         assert shift is not None
         assert shift % resource.getpagesize() == 0
-        assert layout.SHIFT_MIN <= shift <= layout.SHIFT_MAX
+        assert layout.SHIFT_MIN <= shift <= layout.SHIFT_MIN + layout.SHIFT_RANGE
 
 
 def test_hard_limit_bounds_the_shift(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +41,13 @@ def test_hard_limit_bounds_the_shift(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all((layout.choose_shift() or 0) <= 300 << 20 for _ in range(32))
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (8 << 20, 8 << 20))
     assert layout.choose_shift() is None
+
+
+@pytest.mark.parametrize("soft", [2 << 30, (2 << 30) + 1, resource.RLIM_INFINITY])
+def test_no_stack_gets_smaller(soft: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, resource.RLIM_INFINITY))
+    least = soft if soft != resource.RLIM_INFINITY else 1 << 30
+    assert all((layout.choose_shift() or 0) >= least for _ in range(32))
 
 
 def test_seed_of_the_user_stays() -> None:
