@@ -123,7 +123,7 @@ struct ud_planner {
     uint32_t plan_count, plan_room, next_plan, next_sid;
     uint64_t wait_total, move_total, outstanding, queued;
     uint64_t breaks_left; /* cuts that the last tidying could not mend */
-    int64_t tidied_at, now; /* now: of the scan that runs */
+    int64_t tidied_at, looked_at, now; /* now: of the scan that runs */
 };
 
 struct ud__ref {

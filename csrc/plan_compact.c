@@ -16,6 +16,7 @@
 #define TRIES 3u
 #define REST 60000       /* ms for which a segment that could not be emptied is left */
 #define TIDY_EVERY 10000 /* ms between two mendings of cut runs */
+#define LOOK_EVERY 3000  /* ms between two looks for cut runs */
 #define CALM 2000        /* ms without much change before runs are mended */
 #define FEW_BREAKS 128u
 #define CUT_EVERY 32u    /* pages: segments less cut up than that are left as they are */
@@ -79,13 +80,14 @@ static void count_break(struct ud_planner *p, struct ud__session *s, uint32_t pa
 static bool worth_mending(struct ud_planner *p, int64_t now)
 {
     struct joint total = {0};
-    if (p->tidied_at && now - p->tidied_at < TIDY_EVERY)
+    if ((p->tidied_at && now - p->tidied_at < TIDY_EVERY) || (p->looked_at && now - p->looked_at < LOOK_EVERY))
         return false;
     for (uint32_t i = 1; i < p->session_room; i++) {
         struct ud__session *s = p->sessions[i];
         if (s && now - s->busy_at < CALM)
             return false;
     }
+    p->looked_at = now;
     for (uint32_t i = 1; i < p->session_room; i++) {
         struct joint j = {0};
         if (!p->sessions[i])

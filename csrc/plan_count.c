@@ -35,7 +35,8 @@ static struct census begin(struct ud_planner *p)
     for (uint32_t i = 1; c.known && i < p->segment_room; i++)
         if (p->segments[i])
             c.known[c.count++] = (struct known){p->segments[i]->name, p->segments[i]};
-    qsort(c.known, c.count, sizeof(*c.known), by_name);
+    if (c.count)
+        qsort(c.known, c.count, sizeof(*c.known), by_name);
     return c;
 }
 

@@ -126,7 +126,8 @@ void ud__resolve(struct ud_planner *p, struct ud__session *owner, const struct u
     }
     /* Split parts stand behind the old list: close the gap. */
     uint32_t more = owner->wait_count - count;
-    memmove(owner->waits + kept, owner->waits + count, (size_t)more * sizeof(*owner->waits));
+    if (more)
+        memmove(owner->waits + kept, owner->waits + count, (size_t)more * sizeof(*owner->waits));
     p->wait_total -= count - kept;
     owner->wait_count = kept + more;
 }
