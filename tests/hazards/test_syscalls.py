@@ -32,6 +32,11 @@ def test_sleeping_calls_see_no_interruption(lab: Lab) -> None:
     lab.same([lab.program("syscalls"), "sleepers_see_nothing"])
 
 
+@pytest.mark.xfail(reason="SO_RCVTIMEO begins anew when recv is started again", strict=False)
+def test_socket_timeout_is_kept(lab: Lab) -> None:
+    lab.same([lab.program("syscalls"), "recv_timeout_is_kept"])
+
+
 def test_uring_read_in_flight(lab: Lab) -> None:
     lab.same([lab.program("uring"), "read_in_flight"])
 
