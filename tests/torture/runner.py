@@ -132,7 +132,7 @@ class Torture:
         trap = str(int(plan.mode != "stop"))
         arguments = {
             "process": number, "threads": plan.threads, "pages": plan.pages // 4 if python else plan.pages,
-            "seed": self.random.randrange(1 << 30), "seconds": self.random.randrange(5, 25),
+            "seed": self.random.randrange(1 << 30), "seconds": self.random.choice([10, 30, 60, 90]),
             "trap": trap, "advise": trap, "counters": self.directory / "counters",
         }  # fmt: skip
         if not python:
