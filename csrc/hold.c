@@ -200,6 +200,7 @@ static void look_at_registers(struct ud__hold *h, struct ud__held *t)
         regs.orig_ax != __NR_close) {
         unsigned long *args[6] = {&regs.di, &regs.si, &regs.dx, &regs.r10, &regs.r8, &regs.r9};
         ud__sleepers_shorten(h->pid, t->tid, regs.orig_ax, regs.sp, args);
+        ud__timed_note(t->tid, regs.orig_ax, regs.sp);
         regs.ax = (unsigned long)-514l; /* ERESTARTNOHAND */
         h->repairs += pt(PT_SETREGSET, t->tid, 1, &iov) == 0;
     } else if (UD__GUARD_ON(UD__GUARD_EINTR) && ud__resume_write(h->pid, &regs)) {

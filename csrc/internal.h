@@ -191,6 +191,8 @@ int ud__resume_write(int pid, struct ud__regs *regs) UD_HIDDEN;
 /* ---- sleepers.c: relative timeouts of calls that are started again ---------------------------------------------- */
 
 void ud__sleepers_begin(void) UD_HIDDEN;
+void ud__timed_note(int tid, unsigned long nr, uint64_t sp) UD_HIDDEN;    /* its socket has a timeout of its own */
+int ud__timed_asleep(int tid, unsigned long nr, uint64_t sp) UD_HIDDEN;
 void ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const uint64_t *args) UD_HIDDEN;
 void ud__sleepers_shorten(int pid, int tid, unsigned long nr, uint64_t sp, unsigned long **args) UD_HIDDEN;
 

@@ -61,11 +61,13 @@ struct look {
 /* "running", "-1 ...", or "NR 0xARG0 ... 0xARG5 0xSP 0xPC" */
 static int judge(const struct look *l, int tid, const char *s)
 {
-    if (*s < '0' || *s > '9')
+    if (*s < '0' || *s > '9') {
+        ud__timed_asleep(tid, 0, 0); /* it runs: out of any such call */
         return -1;
+    }
     unsigned long nr = (unsigned long)ud__get_dec(&s);
-    uint64_t args[6];
-    for (int i = 0; i < 6; i++) {
+    uint64_t args[7]; /* and the stack pointer */
+    for (int i = 0; i < 7; i++) {
         while (*s == ' ')
             s++;
         if (s[0] == '0' && s[1] == 'x')
@@ -73,7 +75,7 @@ static int judge(const struct look *l, int tid, const char *s)
         args[i] = ud__get_hex(&s);
     }
     ud__sleepers_note(l->taskfd, l->self_tid, tid, nr, args);
-    return moves_bytes(nr, args) || cannot_stop(nr, args) ? UD_CAUSE_SYSCALL : -1;
+    return ud__timed_asleep(tid, nr, args[6]) || moves_bytes(nr, args) || cannot_stop(nr, args) ? UD_CAUSE_SYSCALL : -1;
 }
 
 static int look_at(const struct look *l, int tid)

@@ -5,8 +5,9 @@
  * holder then hands the call what is left of its time, a timespec below the thread's red zone.
  *
  * Guarantees: a timeout is late by some milliseconds at most for each stop, never early.
- * Fails: without /proc/.../sched, or past SLEEPERS_MAX such threads, the full time begins again. Timeouts set on a socket
- * (SO_RCVTIMEO) are in nobody's registers: they begin again.
+ * Timeouts set on a socket (SO_RCVTIMEO) are in nobody's registers: such a call begins anew once, is known by its EINTR from
+ * then on, and batches are put off until it has ended.
+ * Fails: without /proc/.../sched, or past SLEEPERS_MAX such threads, the full time begins again.
  */
 #include <fcntl.h>
 #include <sys/uio.h>
@@ -56,6 +57,56 @@ static enum timeout timeout_of(unsigned long nr, int *arg)
     default:
         return NO_TIMEOUT;
     }
+}
+
+/* Calls that a stop interrupted with EINTR because their socket has a timeout. */
+static struct timed {
+    int tid;
+    unsigned long nr;
+    uint64_t sp;
+} timed[16];
+static unsigned timed_next;
+
+static int on_socket(unsigned long nr)
+{
+    switch (nr) {
+    case __NR_recvfrom:
+    case __NR_recvmsg:
+    case __NR_recvmmsg:
+    case __NR_accept:
+    case __NR_accept4:
+    case __NR_connect:
+    case __NR_sendto:
+    case __NR_sendmsg:
+    case __NR_sendmmsg:
+    case __NR_read:
+    case __NR_write:
+    case __NR_readv:
+    case __NR_writev:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+void ud__timed_note(int tid, unsigned long nr, uint64_t sp)
+{
+    if (on_socket(nr))
+        timed[timed_next++ % (sizeof timed / sizeof *timed)] = (struct timed){tid, nr, sp};
+}
+
+int ud__timed_asleep(int tid, unsigned long nr, uint64_t sp)
+{
+    int found = 0;
+    for (size_t i = 0; i < sizeof timed / sizeof *timed; i++) {
+        if (timed[i].tid != tid)
+            continue;
+        if (timed[i].nr == nr && timed[i].sp == sp)
+            found = 1;
+        else
+            timed[i].tid = 0; /* it has come out of that call */
+    }
+    return found;
 }
 
 static long task_file(int taskfd, int tid, const char *file, char *buf, size_t cap)
