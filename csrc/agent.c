@@ -130,7 +130,9 @@ static uint64_t work(void)
                                 .whole = (uint32_t)whole};
         if (ud__link_send(&m, UD_MSG_PASS, sizeof m, -1) < 0)
             ud__link_close();
-        idle_us = changed > 0 ? 0 : idle_us * 2 + rest;
+        idle_us = changed >= CALM_PAGES ? 0 : idle_us * 2 + rest;
+        if (changed > 0 && idle_us > most / 4) /* a few hot pages do not keep us awake, but they keep us looking */
+            idle_us = most / 4;
     }
     if (whole && changed < CALM_PAGES)
         ud__malloc_release();
