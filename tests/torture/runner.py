@@ -29,7 +29,7 @@ C_FIELDS = (
 )  # fmt: skip
 PY_FIELDS = ("verified", "operations", "reads", "forks", "errors")
 PY_SLOT = 64
-CUMULATIVE = ("pages_merged", "pages_split", "pages_unmerged", "pages_zeroed", "freezes")
+CUMULATIVE = ("pages_merged", "pages_split")
 STALL_SECONDS = 20.0
 
 
