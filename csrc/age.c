@@ -34,6 +34,8 @@ enum mood { CALM, WRITING, GROWING };
 static enum mood mood(void)
 {
     struct ud__pass *p = &ud__pass;
+    if (!ud__a.knobs.smart_scan)
+        return CALM;
     if (p->fresh <= GROWTH_PAGES)
         p->grew_us = 0;
     else if (!p->grew_us)

@@ -16,6 +16,7 @@
 #include <time.h>
 
 #include "link.h"
+#include "pass.h"
 
 #define CLONE_FLAGS                                                                                              \
     (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |           \
@@ -130,7 +131,10 @@ static uint64_t work(void)
                                 .whole = (uint32_t)whole};
         if (ud__link_send(&m, UD_MSG_PASS, sizeof m, -1) < 0)
             ud__link_close();
-        idle_us = changed >= CALM_PAGES ? 0 : idle_us * 2 + rest;
+        if (changed >= CALM_PAGES)
+            idle_us = 0;
+        else if (ud__pass.thorough) /* only such a pass knows that there is nothing new */
+            idle_us = idle_us * 2 + rest;
         if (changed > 0 && idle_us > most / 4) /* a few hot pages do not keep us awake, but they keep us looking */
             idle_us = most / 4;
     }
@@ -138,6 +142,7 @@ static uint64_t work(void)
         ud__malloc_release();
     if (idle_us > most)
         idle_us = most;
+    ud__a.resting = idle_us >= most / 4;
     if (!whole)
         return rest / 8; /* in the midst of a pass: a breath, no more */
     if (ud__a.kicked) {

@@ -291,6 +291,7 @@ struct ud__agent {
     int have_key;
     atomic_int leave;      /* 1: asked to unmerge and end */
     atomic_int poke;       /* futex: wakes the agent while it has no merger */
+    int resting;           /* long sleeps between passes: each may as well be thorough */
     int kicked;            /* somebody waits in settle: no idle backoff */
     atomic_int merge_any;  /* PR_SET_MEMORY_MERGE */
     uint64_t max_maps;     /* vm.max_map_count */

@@ -175,7 +175,8 @@ static int take_ranges(long n, int written)
  * merged memory. In between a pass asks only what was written under tracking. */
 static int thorough(void)
 {
-    return ud__pass.number <= 3 || ud__pass.number % THOROUGH_PASSES == 0 || ud__a.kicked || ud__pass.force_resync ||
+    return ud__pass.number <= 3 || ud__pass.number % THOROUGH_PASSES == 0 || ud__a.kicked || ud__a.resting ||
+           ud__pass.force_resync ||
            ud__a.ledger.hdr->track_kind != UD_TRACK_UFFD;
 }
 
