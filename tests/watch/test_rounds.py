@@ -132,7 +132,8 @@ class Celery:
 import celery
 app = celery.Celery("app", broker="filesystem://", backend="file://{folder}/results")
 app.conf.broker_transport_options = {{
-    "data_folder_in": "{folder}/queue", "data_folder_out": "{folder}/queue", "control_folder":
+    "polling_interval": 0.05, "data_folder_in": "{folder}/queue",
+    "data_folder_out": "{folder}/queue", "control_folder":
     "{folder}/control"}}
 DATA = [str(i) * 9 for i in range(200000)]
 TOTAL = sum(map(len, DATA))
@@ -157,7 +158,7 @@ def check(x):
         self.serve()
 
     def serve(self):
-        assert self.app.check.delay(41).get(timeout=60) == 42
+        assert self.app.check.delay(41).get(timeout=60, interval=0.05) == 42
 
 
 def uss(targets):
