@@ -26,6 +26,7 @@
 #define PT_INTERRUPT 0x4207
 #define EVENT_STOP 128
 #define LATE_US 500000u
+#define THREAD_US 300u
 
 enum { T_RUNS = 0, T_STOPPED, T_GONE, T_SKIP };
 
@@ -254,11 +255,13 @@ int ud__hold_begin(struct ud__hold *h)
     if (!UD__GUARD_ON(UD__GUARD_HOLD))
         return 0;
     int fresh;
-    while ((fresh = seize_new(h)) > 0)
+    while ((fresh = seize_new(h)) > 0) {
+        h->deadline_us += (uint64_t)fresh * THREAD_US; /* many threads take turns on few CPUs */
         if (wait_all(h)) {
             fresh = -1;
             break;
         }
+    }
     for (int i = 0; i < h->count; i++)
         if (h->t[i].state == T_STOPPED)
             look_at_registers(h, &h->t[i]);

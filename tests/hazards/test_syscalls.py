@@ -32,7 +32,6 @@ def test_sleeping_calls_see_no_interruption(lab: Lab) -> None:
     lab.same([lab.program("syscalls"), "sleepers_see_nothing"])
 
 
-@pytest.mark.xfail(reason="SO_RCVTIMEO begins anew when recv is started again", strict=False)
 def test_socket_timeout_is_kept(lab: Lab) -> None:
     lab.same([lab.program("syscalls"), "recv_timeout_is_kept"])
 

@@ -42,6 +42,17 @@ def test_eight_importing_workers_fit_in_forty_percent() -> None:
         assert pool.ask("fit") == expected
 
 
+def compacted(domain: str, seconds: float) -> bool:
+    """Dead slots come down to a fifth of the store within `seconds`: compaction works in the background."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        counters = stat(domain)
+        if counters["store_dead_pages"] <= 0.2 * counters["store_pages"]:
+            return True
+        time.sleep(0.5)
+    return False
+
+
 @pytest.mark.parametrize("layout", ["pool", "random"])
 def test_equal_arrays_merge_to_one(layout: str) -> None:
     """Four processes with the same 64 MiB: at least 99 % of what can be saved."""
