@@ -90,9 +90,6 @@ def test_under_strace(lab: Lab, tmp_path: Path) -> None:
     assert (run.status, run.out) == (0, "wrong 0 enough 1\ndone\n"), run
 
 
-@pytest.mark.xfail(
-    reason="waitpid(-1, __WALL) of a debugger that is preloaded itself sees our helpers", strict=False
-)
 def test_a_debugger_that_is_preloaded_itself(lab: Lab) -> None:
     gdb = need("gdb")
     command = [gdb, "-batch", "-nx", "-ex", "set startup-with-shell off", "-ex", "run stores_are_kept"]
