@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from udedup.client import Client, NoMerger, ensure_merger
 from udedup.core import LIBRARY_PATH
 from udedup.domain import Domain
@@ -112,8 +110,7 @@ class Lab:
         for _ in range(3):  # a busy machine may not have come to merging in time: that shows nothing
             if merged.status == NOT_MERGED:
                 merged = self.merged(argv, timeout, **extra)
-        if merged.status == NOT_MERGED:
-            pytest.xfail(f"nothing was merged in time, so this run shows nothing: {merged.err}")
+        assert merged.status != NOT_MERGED, f"nothing to test: {merged.err}"
         assert (merged.status, merged.out) == (plain.status, plain.out), f"{merged}\nplain: {plain}"
         assert plain.status == 0, plain
         return merged
