@@ -75,10 +75,7 @@ static bool read_digest(struct ud_planner *p, struct ud__ref ref, uint64_t *dige
         return true;
     }
     struct ud__session *s = ud__session(p, ref.id);
-    if (!s || !ud__in_use(s, ref.page) || ud__state(s, ref.page) != UD_PG_STABLE)
-        return false;
-    *digest = ud__entry(s, ref.page);
-    return true;
+    return s && ud__nominated(p, s, ref.page, digest);
 }
 
 /* Position of the digest's entry or, if there is none, of the place to write one; SIZE_MAX if neither. */

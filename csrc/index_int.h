@@ -103,6 +103,7 @@ struct ud__plan {
     uint32_t npages, nruns; /* npages: slots, for PUBLISH */
     int64_t sent;
     struct ud__run *runs; /* PUBLISH: by page */
+    uint64_t *digests;    /* PUBLISH: what each slot was asked to hold */
 };
 
 struct ud__table {
@@ -151,12 +152,14 @@ void ud__claim(struct ud__session *s, uint32_t page, uint32_t n, bool on);
 void ud__put_off(struct ud__session *s, uint32_t page, int64_t at, bool open);
 void ud__grow_bold(struct ud__session *s, int64_t now);
 bool ud__digest_of(struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest);
+bool ud__nominated(const struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest);
 struct ud__plan *ud__plan_new(struct ud_planner *p, struct ud__session *s, uint16_t type, uint32_t nruns, int64_t now);
 struct ud__plan *ud__plan_find(struct ud_planner *p, uint32_t sid, uint32_t number);
 void ud__plan_end(struct ud_planner *p, struct ud__plan *plan);
 
 /* plan_wait.c */
 int ud__wait_for(struct ud_planner *p, struct ud__session *owner, struct ud__wait wait);
+const struct ud__run *ud__run_of(const struct ud__plan *plan, uint32_t page);
 void ud__resolve(struct ud_planner *p, struct ud__session *owner, const struct ud__plan *plan, uint32_t gid, int64_t now);
 void ud__forget_waiter(struct ud_planner *p, uint32_t sid);
 
@@ -164,7 +167,7 @@ void ud__forget_waiter(struct ud_planner *p, uint32_t sid);
 void ud__queue(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n);
 int ud__queue_tile(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t copies);
 int ud__make_publish(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf);
-void ud__publish_over(struct ud_planner *p, struct ud__plan *plan, uint32_t gid, int64_t now);
+bool ud__promised(const struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest);
 
 /* plan_merge.c */
 int ud__ready(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n, uint32_t gid, uint32_t slot);

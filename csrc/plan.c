@@ -103,6 +103,16 @@ bool ud__digest_of(struct ud_planner *p, const struct ud__session *s, uint32_t p
     return true;
 }
 
+/* What others may match a page with: a candidate's digest, or what a publication under way has promised. */
+bool ud__nominated(const struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest)
+{
+    if (!ud__in_use(s, page))
+        return false;
+    uint8_t state = ud__state(s, page);
+    *digest = ud__entry(s, page);
+    return state == UD_PG_STABLE || (state == UD_PG_MERGED && ud__promised(p, s, page, digest));
+}
+
 /* ---- sessions ----------------------------------------------------------------------------------- */
 
 static int free_sid(struct ud_planner *p)
@@ -209,6 +219,7 @@ void ud__plan_end(struct ud_planner *p, struct ud__plan *plan)
             g->plans--;
     }
     free(plan->runs);
+    free(plan->digests);
     *plan = p->plans[--p->plan_count];
 }
 

@@ -27,7 +27,8 @@ static bool twin(struct ud_planner *p, struct ud__session *s, uint32_t page, str
         return g && to.page < g->npages && g->digests[to.page] == digest;
     }
     struct ud__session *o = ud__session(p, to.id);
-    return ud__in_use(o, to.page) && ud__state(o, to.page) == UD_PG_STABLE && ud__entry(o, to.page) == digest &&
+    uint64_t theirs;
+    return ud__nominated(p, o, to.page, &theirs) && theirs == digest &&
            (!ud__bit(o->claim, to.page) || ud__bit(o->pub, to.page));
 }
 

@@ -19,7 +19,7 @@ int ud__wait_for(struct ud_planner *p, struct ud__session *owner, struct ud__wai
     return 0;
 }
 
-static const struct ud__run *run_of(const struct ud__plan *plan, uint32_t page)
+const struct ud__run *ud__run_of(const struct ud__plan *plan, uint32_t page)
 {
     uint32_t low = 0, high = plan ? plan->nruns : 0;
     while (low < high) {
@@ -53,7 +53,7 @@ static void land(struct ud_planner *p, struct ud__session *w, uint32_t page, uin
 static bool land_row(struct ud_planner *p, struct ud__session *owner, struct ud__session *w, const struct ud__wait *wait,
                      const struct ud__plan *plan, uint32_t gid, int64_t now)
 {
-    const struct ud__run *run = run_of(plan, wait->owner);
+    const struct ud__run *run = ud__run_of(plan, wait->owner);
     if (!run && ud__bit(owner->pub, wait->owner))
         return false;
     for (uint32_t k = 0; k < wait->n; k++)
@@ -95,14 +95,14 @@ static void land_run(struct ud_planner *p, struct ud__session *owner, struct ud_
     bool placed = false;
     for (uint32_t k = 0; k < wait.n;) {
         uint32_t from = k;
-        while (k < wait.n && !run_of(plan, wait.owner + k) && ud__bit(owner->pub, wait.owner + k))
+        while (k < wait.n && !ud__run_of(plan, wait.owner + k) && ud__bit(owner->pub, wait.owner + k))
             k++;
         if (k > from && !placed) {
             keep(owner, kept, &wait, from, k - from);
             placed = true;
         } else if (k > from)
             keep_more(p, owner, &wait, from, k - from, now);
-        const struct ud__run *run = k < wait.n ? run_of(plan, wait.owner + k) : NULL;
+        const struct ud__run *run = k < wait.n ? ud__run_of(plan, wait.owner + k) : NULL;
         if (k < wait.n) {
             bool in_store = run && gid;
             land(p, w, wait.page + k, in_store ? gid : 0, in_store ? run->slot + (wait.owner + k - run->page) : 0, now);

@@ -310,3 +310,28 @@ def test_without_mappings_left_only_long_runs_go(bench: Bench) -> None:
     bench.settle()
     sums = bench.count()[0]
     assert (sums["merged"], sums["left_vmas"]) == (200, 8)
+
+
+def test_pages_met_while_they_are_published_are_not_published_again(bench: Bench) -> None:
+    """The owner has merged its pages already, but its PUBLISHED is still on its way when two more with the same come."""
+    processes = [bench.join() for _ in range(2)]
+    for _, process in processes:
+        process.write(HERE, numbers(1, 300))
+    for sid, process in processes:
+        process.end_pass()
+        bench.planner.scan(sid)
+    (plan,) = bench.planner.plans()
+    fd, name, _ = bench.processes[plan.sid].publish(plan.data)
+    for _ in range(2):
+        sid, late = bench.join()
+        late.write(THERE, numbers(1, 300))
+        late.end_pass()
+        bench.planner.scan(sid)
+    assert [p for p in bench.planner.plans() if header_of(p.data)[0] == wire.PUBLISH] == []
+    gid, real = bench.planner.segment(fd)
+    assert real == name
+    bench.fds[gid] = fd
+    bench.planner.published(plan.sid, header_of(plan.data)[1], gid)
+    bench.settle()
+    sums, store = bench.count()
+    assert (sums["shared"], sums["sharing"], store["slots"]) == (300, 900, 300)
