@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Iterator
 from typing import Any
 
 from udedup.bench.workloads.base import MIB, Worker, digest
@@ -35,13 +37,22 @@ class ArrayWorker(Worker):
         """Random arrays that depend on spec.seed and the key alone."""
         import numpy as np
 
-        out = []
+        new = self.empty if aligned else lambda nbytes: np.empty(nbytes // 8, dtype=np.uint64)
+        return [self._fill(new(nbytes), key, number) for number, nbytes in enumerate(self.chunk_sizes())]
+
+    def passing(self, key: int) -> Iterator[Any]:
+        """The same arrays one after the other, each in a mapping of its own: malloc, which may keep what is
+        freed, never sees them, and the pool is as large as its data under every engine."""
+        import numpy as np
+
         for number, nbytes in enumerate(self.chunk_sizes()):
-            generator = np.random.default_rng([self.spec.seed, key, number])
-            array = self.empty(nbytes) if aligned else np.empty(nbytes // 8, dtype=np.uint64)
-            generator.random(out=array.view(np.float64))
-            out.append(array)
-        return out
+            yield self._fill(np.frombuffer(mmap.mmap(-1, nbytes), dtype=np.uint64), key, number)
+
+    def _fill(self, array: Any, key: int, number: int) -> Any:
+        import numpy as np
+
+        np.random.default_rng([self.spec.seed, key, number]).random(out=array.view(np.float64))
+        return array
 
     def pieces(self) -> list[Any]:
         """The data in views of 1 MiB."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -63,11 +65,17 @@ class Workload:
 
     def missing(self, spec: Spec) -> str | None:
         """Why the workload cannot run here, None when it can."""
-        absent = [name for name in self.needs if importlib.util.find_spec(name.partition(".")[0]) is None]
+        tops = dict.fromkeys(name.partition(".")[0] for name in self.imports(spec))
+        absent = [name for name in tops if importlib.util.find_spec(name) is None]
         return f"not installed: {', '.join(absent)}" if absent else None
 
     def prepare(self, spec: Spec) -> None:
-        """Makes files in spec.rundir that the workers read; called once for all engines."""
+        """Before every cell: makes what workers find on disk, once for all engines, compiled modules too."""
+        warm_up(self.imports(spec))
+
+    def imports(self, spec: Spec) -> tuple[str, ...]:
+        """Modules that the workers import."""
+        return self.needs
 
     def command(self, spec: Spec, socket_path: str) -> list[str]:
         """The pool's command, before an engine wraps it."""
@@ -86,6 +94,24 @@ class Workload:
         return None
 
     stop_by_signal = False  # the pool ends by SIGTERM to its leader
+
+
+@functools.cache
+def warm_up(modules: tuple[str, ...]) -> None:
+    """Imports the modules once in a process of its own: else the first cell, `none`, pays alone for cold
+    files and for compiling them."""
+    if modules:
+        run_python(
+            "-c", "import importlib, sys; [importlib.import_module(m) for m in sys.argv[1:]]", *modules
+        )
+
+
+def run_python(*arguments: str) -> None:
+    """Runs a Python process to its end. Raises RuntimeError with its last words when it fails."""
+    command = [sys.executable, "-P", *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1])
 
 
 def timed_units(unit: Callable[[], object], seconds: float) -> dict[str, Any]:

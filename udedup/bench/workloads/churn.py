@@ -60,7 +60,7 @@ class ChurnWorker(ArrayWorker):
 
     def check(self) -> str:
         wrong = 0
-        for number, fresh in enumerate(self.random(0)):
+        for number, fresh in enumerate(self.passing(0)):
             pages = fresh.reshape(-1, WORDS)
             pages[: self.per_array] += self.epoch[number][:, None]
             wrong += int((pages != self.pages[number]).sum())

@@ -45,7 +45,7 @@ class Gunicorn(Workload):
         return [
             sys.executable, "-P", "-c", code, settings, "udedup.bench.workloads.gunicorn_app:app",
             "-c", "python:udedup.bench.workloads.gunicorn_conf", "-w", str(spec.workers), "-k", "gthread",
-            "--threads", "2", "-b", f"127.0.0.1:{self.port}", "--log-level", "error", "--no-control-socket",
+            "--threads", "2", "-b", f"127.0.0.1:{self.port}", "--log-level", "error",
         ]  # fmt: skip
 
     def drive(self, spec: Spec, seconds: float) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ class ScatterWorker(ArrayWorker):
 
         self.arrays = self.random(1 + self.index)
         order = np.random.default_rng([self.spec.seed, 1 + self.index])
-        for common, array in zip(self.random(0), self.arrays, strict=True):
+        for common, array in zip(self.passing(0), self.arrays, strict=True):
             pages = array.reshape(-1, WORDS)
             choice = order.permutation(len(pages) // 2)
             pages[0 : 2 * len(choice) : 2] = common.reshape(-1, WORDS)[: len(choice)][choice]
