@@ -78,6 +78,22 @@ def test_a_broken_engine_fails_and_gives_no_ratio(broken, reason):
     assert not pool_processes()
 
 
+def test_corrupted_data_that_nobody_shares_is_seen_too():
+    report = bench(["unique"], ["broken-corrupt"])
+    assert [cell.status for cell in report.cells] == [OK, FAILED]
+    assert "differ" in report.cells[1].reason
+
+
+def test_a_module_that_cannot_be_imported_fails_with_the_cause(tmp_path, monkeypatch):
+    (tmp_path / "bench_broken_module.py").write_text("raise ValueError('broken for good')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = Plan(["imports"], [], 1, 2, MIB, limits=SHORT, options={"modules": ["bench_broken_module"]})
+    cell = run_bench(plan, "test").cells[0]
+    assert cell.status == FAILED
+    assert "ValueError: broken for good" in cell.reason
+
+
 def test_the_time_budget_skips_with_a_reason():
     report = bench(["zeros"], ["layout"], budget_s=0.0)
     assert [cell.status for cell in report.cells] == [SKIPPED, SKIPPED]

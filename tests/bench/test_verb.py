@@ -12,6 +12,7 @@ from udedup.cli import main
         (["nonsense"], "no workload 'nonsense'; there are: imports"),
         (["arrays", "--engine", "warp"], "no engine 'warp'; there are: none"),
         (["arrays", "--plot", "x.gif"], "PNG or SVG"),
+        (["imports", "--modules", "os;exit"], "'os;exit' is no module's name"),
     ],
 )
 def test_bad_input_is_one_line(args, words):

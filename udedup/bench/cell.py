@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from udedup.bench import phases, procfs
+from udedup.bench import others, phases, procfs
 from udedup.bench.control import Pool, WorkerDied
+from udedup.bench.endings import postponed
 from udedup.bench.engines.base import Engine, Run
 from udedup.bench.results import INTERRUPTED, Cell
 from udedup.bench.spec import Spec
@@ -56,10 +57,11 @@ def run_cell(
     process: subprocess.Popen[bytes] | None = None
     pool = Pool(str(rundir / f"{run.domain}.control"))
     try:
+        outside = phases.outside()
         engine.prepare(run)
         say("starting")
         process = _start(workload, engine, spec, pool, run)
-        _phases(workload, engine, spec, cell, run, pool, limits, say)
+        _phases(workload, engine, spec, cell, run, pool, limits, outside, say)
         _stop(workload, pool, process, cell)
     except Exception as error:  # whatever it is, the other cells go on
         cell.fail(_cause(error, process))
@@ -67,7 +69,8 @@ def run_cell(
         cell.status, cell.reason = INTERRUPTED, "interrupted"
         raise
     finally:
-        _cleanup(engine, run, pool, process, cell)
+        with postponed():
+            _cleanup(engine, run, pool, process, cell)
     return cell
 
 
@@ -99,6 +102,7 @@ def _phases(
     run: Run,
     pool: Pool,
     limits: Limits,
+    outside: phases.Outside,
     say: Progress,
 ) -> None:
     say("loading")
@@ -106,21 +110,22 @@ def _phases(
         # gunicorn's master is part of the pool: workers share its pages by fork.
         masters = [pid for pid in run.helpers if b"gunicorn" in procfs.cmdline(pid)]
         run.pids = [*masters[-1:], *run.pids]
-    outside = {"available": procfs.meminfo()["MemAvailable"], "cgroup": procfs.cgroup_current() or 0}
     cell.load_s = max(answer["seconds"] for answer in pool.ask("load", LOAD_TIMEOUT_S))
     time.sleep(0.3)
-    meter = phases.Meter(engine, run)
-    cell.before = meter.snapshot(outside)
+    meter = phases.Meter(engine, run, outside)
+    cell.before = meter.snapshot()
+    start = others.moment(engine, run)
     executor = ThreadPoolExecutor(1)
     try:
         phases.merge(meter, cell, _app(workload, spec, pool, executor, limits), workload, limits.merge_s, say)
-        cell.final = meter.snapshot(outside)
+        cell.final = meter.snapshot()
         cell.counters = engine.counters(run)
         phases.judge_claim(meter, cell, workload.forks)
         if workload.works:
             say("application, merged")
             app = _app(workload, spec, pool, executor, limits)()
             cell.app_settled = phases.app_figures(app.result())
+            cell.after = meter.snapshot()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
     if workload.idle_window:
@@ -129,7 +134,9 @@ def _phases(
     if workload.measures:
         say("measuring")
         cell.own = phases.own_figures(pool.ask("measure", CHECK_TIMEOUT_S))
+    cell.others = others.between(start, others.moment(engine, run))
     phases.note_counters(meter, cell)
+    cell.notes += [line for line in (others.warning(cell.others), engine.remark(run)) if line]
     engine.before_check(run)
     say("checking")
     cell.checks = [str(answer["check"]) for answer in pool.ask("check", CHECK_TIMEOUT_S)]

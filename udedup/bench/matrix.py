@@ -6,19 +6,17 @@ Ctrl-C and SIGTERM end the running cell cleanly and return what there is.
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from udedup.bench import machine
 from udedup.bench.cell import Limits, run_cell
+from udedup.bench.endings import Ended, raised
 from udedup.bench.engines import engine
 from udedup.bench.results import FAILED, INTERRUPTED, OK, SKIPPED, Cell, Report
 from udedup.bench.spec import Spec
@@ -43,6 +41,18 @@ class Plan:
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 1
     knobs: list[str] = field(default_factory=list)  # KNOB=VALUE, for udedup's engines
+    left_out: list[str] = field(default_factory=list)  # workloads and engines that --quick does without
+
+    def record(self) -> dict[str, Any]:
+        """What of the plan is not in the cells, for the JSON. Seconds."""
+        return {
+            "repeats": self.repeats,
+            "quick": self.quick,
+            "budget_s": self.budget_s,
+            "limits": asdict(self.limits),
+            "knobs": self.knobs,
+            "left_out": self.left_out,
+        }
 
     def spec(self, each: Workload, rundir: Path) -> Spec:
         """The workload's size under this plan."""
@@ -56,32 +66,15 @@ class Plan:
         )
 
 
-class Ended(BaseException):
-    """SIGTERM or SIGHUP asked the bench to end."""
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise Ended(signal.Signals(number).name)
-
-    old = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 Say = Callable[[str], None]
 Done = Callable[[Cell], None]
 
 
 def order(plan: Plan) -> list[tuple[str, str, int]]:
     """(workload, engine, repeat) in order of running: interleaved, `none` first, directions alternating."""
-    engines = [REFERENCE, *(name for name in plan.engines if name != REFERENCE)]
+    engines = list(dict.fromkeys([REFERENCE, *plan.engines]))
     out: list[tuple[str, str, int]] = []
-    for name in plan.workloads:
+    for name in dict.fromkeys(plan.workloads):
         for repeat in range(plan.repeats):
             # Every second repeat goes backwards, so that a drift of the machine does not favour one engine.
             rest = engines[1:] if repeat % 2 == 0 else engines[:0:-1]
@@ -95,11 +88,12 @@ def _ignore(_: object) -> None:
 
 def run_bench(plan: Plan, command: str, say: Say = _ignore, done: Done = _ignore) -> Report:
     """Runs the plan. `say` gets lines of progress, `done` each finished cell. Ctrl-C: a partial report."""
-    report = Report(command, datetime.now(UTC).isoformat(timespec="seconds"), machine.describe())
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    report = Report(command, started_at, machine.describe(), plan=plan.record())
     cells = [Cell(*key, status=SKIPPED, reason="not reached") for key in order(plan)]
     report.cells = cells
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="udbench-") as folder, _signals():
+    with tempfile.TemporaryDirectory(prefix="udbench-") as folder, raised():
         try:
             for number, cell in enumerate(cells):
                 label = f"[{number + 1}/{len(cells)}] {cell.workload} × {cell.engine}  "
@@ -142,8 +136,10 @@ def _one(plan: Plan, cell: Cell, earlier: list[Cell], folder: Path, started: flo
     except (OSError, ValueError, RuntimeError) as error:
         cell.status, cell.reason = FAILED, f"could not prepare the workload: {error}"
         return
-    run_cell(each, under, spec, cell, folder, plan.limits, say)
-    judge_results(cell, earlier)
+    try:
+        run_cell(each, under, spec, cell, folder, plan.limits, say)
+    finally:
+        judge_results(cell, earlier)
 
 
 def judge_results(cell: Cell, earlier: list[Cell]) -> None:

@@ -29,13 +29,21 @@ IDLE_ENGINES = ("none", "layout")
 
 App = Callable[[], Future[list[dict[str, Any]]]]
 Say = Callable[[str], None]
+Outside = dict[str, int]
+
+
+def outside() -> Outside:
+    """What the machine and our memory cgroup use before the pool is started; no cgroup, no figure."""
+    found = {"available": procfs.meminfo()["MemAvailable"]}
+    charged = procfs.cgroup_current()
+    return found if charged is None else {**found, "cgroup": charged}
 
 
 class Meter:
     """Samples one pool under one engine."""
 
-    def __init__(self, engine: Engine, run: Run) -> None:
-        self.engine, self.run = engine, run
+    def __init__(self, engine: Engine, run: Run, before: Outside) -> None:
+        self.engine, self.run, self.outside = engine, run, before
         self.shmem_base = procfs.pool_memory(run.pids).pss_shmem - self._mapped_store()
         self.rows: dict[str, list[float]] = {name: [] for name in COLUMNS}
         self.cpu_start = engine.cpu(run)
@@ -65,12 +73,12 @@ class Meter:
         """PSS plus unmapped store of every sample."""
         return [pss + store for pss, store in zip(self.rows["pss"], self.rows["store_unmapped"], strict=True)]
 
-    def snapshot(self, outside: dict[str, int]) -> dict[str, int]:
-        """Everything about memory at this moment; `outside` holds the machine's figures before the pool."""
+    def snapshot(self) -> dict[str, int]:
+        """Everything about memory at this moment."""
         memory = procfs.pool_memory(self.run.pids)
-        info = procfs.meminfo()
+        now, info = outside(), procfs.meminfo()
         maps = procfs.vmas(self.run.pids)
-        return {
+        found = {
             "pss": memory.pss,
             "uss": memory.uss,
             "rss": memory.rss,
@@ -82,9 +90,11 @@ class Meter:
             "vmas": sum(maps),
             "vmas_max": max(maps, default=0),
             "slab": info.get("Slab", 0),
-            "available_used": outside["available"] - info["MemAvailable"],
-            "cgroup_used": (procfs.cgroup_current() or 0) - outside["cgroup"],
+            "available_used": self.outside["available"] - now["available"],
         }
+        if "cgroup" in now and "cgroup" in self.outside:
+            found["cgroup_used"] = now["cgroup"] - self.outside["cgroup"]
+        return found
 
 
 class Quiet:
@@ -154,6 +164,10 @@ def _curves(meter: Meter, cell: Cell) -> None:
     cell.time_99_s = time_to_fraction(times, totals, totals[0], final, 0.99)
     if cell.time_99_s is not None:
         cell.cpu_99_s = value_at(times, cpu, cell.time_99_s)
+    if cell.possible:
+        cell.time_data_s = time_to_fraction(times, totals, totals[0], totals[0] - cell.possible, 0.99)
+    if cell.time_data_s is not None:
+        cell.cpu_data_s = value_at(times, cpu, cell.time_data_s)
 
 
 def judge_claim(meter: Meter, cell: Cell, forks: bool) -> None:

@@ -145,6 +145,13 @@ def alive(pid: int) -> bool:
     return bool(stat) and stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def machine_cpu() -> tuple[float, float]:
+    """CPU seconds of the whole machine since its start: busy, and stolen by a hypervisor."""
+    words = [int(word) for word in _read("/proc/stat").partition("\n")[0].split()[1:]]
+    user, nice, system, _idle, _iowait, irq, softirq, stolen = words[:8]
+    return (user + nice + system + irq + softirq) / TICK, stolen / TICK
+
+
 def thread_cpu(pid: int, tid: int) -> float:
     """CPU seconds of one thread, by the nanoseconds of schedstat, else by ticks."""
     text = _read(f"/proc/{pid}/task/{tid}/schedstat")

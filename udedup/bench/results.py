@@ -11,6 +11,10 @@ FORMAT = 1
 OK, FAILED, SKIPPED, INTERRUPTED = "ok", "failed", "skipped", "interrupted"
 
 
+def _total(snapshot: dict[str, int]) -> int | None:
+    return snapshot["pss"] + snapshot["store_unmapped"] if snapshot else None
+
+
 @dataclass
 class Cell:
     """One workload under one engine, once. Bytes and seconds; None where not measured."""
@@ -25,16 +29,20 @@ class Cell:
     load_s: float | None = None
     before: dict[str, int] = field(default_factory=dict)  # pool loaded, nothing merged
     final: dict[str, int] = field(default_factory=dict)  # settled
+    after: dict[str, int] = field(default_factory=dict)  # and after the application has worked on it
     possible: int | None = None
     settled: bool = False
     settle_s: float | None = None
     time_90_s: float | None = None
     time_99_s: float | None = None
     cpu_99_s: float | None = None  # engine's CPU from its start until 99 % of the final saving
+    time_data_s: float | None = None  # until 99 % of what the workload's data allow (`possible`) are saved
+    cpu_data_s: float | None = None
     cpu_settled_s: float | None = None
     cpu_load_s: float | None = None  # engine's CPU before its start
     app_merging: dict[str, float] = field(default_factory=dict)
     app_settled: dict[str, float] = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)  # cores used by other programs meanwhile
     own: dict[str, float] = field(default_factory=dict)  # a workload's own figures
     idle: dict[str, float] = field(default_factory=dict)
     freeze_us: dict[str, float] = field(default_factory=dict)
@@ -46,7 +54,12 @@ class Cell:
     @property
     def total(self) -> int | None:
         """PSS of the pool plus the store's pages that nobody maps, in bytes, once settled."""
-        return self.final["pss"] + self.final["store_unmapped"] if self.final else None
+        return _total(self.final)
+
+    @property
+    def total_after(self) -> int | None:
+        """The same once the application has worked on merged memory."""
+        return _total(self.after)
 
     def fail(self, reason: str) -> None:
         """Marks the cell failed; the first reason stays."""
@@ -63,6 +76,7 @@ class Report:
     machine: dict[str, Any]
     cells: list[Cell] = field(default_factory=list)
     complete: bool = False
+    plan: dict[str, Any] = field(default_factory=dict)  # limits, repeats, knobs; what --quick left out
     format: int = FORMAT
 
     def save(self, path: Path) -> None:

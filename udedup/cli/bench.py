@@ -24,6 +24,14 @@ def _names(text: str | None, known: tuple[str, ...], what: str, hidden: tuple[st
     return names
 
 
+def _modules(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UdedupError(f"--modules: {name!r} is no module's name; give names such as numpy,pandas")
+    return names
+
+
 def _plan(workloads: tuple[str, ...], options: dict[str, Any]) -> Any:
     from udedup.bench import engines, matrix
     from udedup.bench import workloads as loads
@@ -39,7 +47,7 @@ def _plan(workloads: tuple[str, ...], options: dict[str, Any]) -> Any:
         parse_assignment(text)
     extra: dict[str, Any] = {}
     if options["modules"]:
-        extra["modules"] = [name for name in options["modules"].split(",") if name]
+        extra["modules"] = _modules(options["modules"])
     if options["rate"] is not None:
         extra["rate"] = options["rate"]
     if options["loader"]:
@@ -56,7 +64,17 @@ def _plan(workloads: tuple[str, ...], options: dict[str, Any]) -> Any:
                       idle_s=3.0 if quick else 8.0),
         options=extra,
         knobs=list(options["knobs"]),
+        left_out=_left_out(workloads, chosen) if quick else [],
     )  # fmt: skip
+
+
+def _left_out(workloads: tuple[str, ...], chosen: list[str]) -> list[str]:
+    """What --quick does without, of all that was not named: nothing is skipped silently."""
+    from udedup.bench import engines
+    from udedup.bench import workloads as loads
+
+    out = [] if workloads else [name for name in loads.WORKLOADS if name not in loads.QUICK]
+    return out + ([] if chosen else [name for name in engines.ENGINES if name not in engines.QUICK])
 
 
 @click.command(context_settings={"show_default": False})
@@ -160,7 +178,7 @@ def _measure(plan: Any) -> Any:
                 live.update(text.replace("[", "\\["))
 
         def done(cell: Any) -> None:
-            console.print(_line(cell), markup=False)
+            console.print(_line(cell), markup=False, soft_wrap=True)
 
         words = " ".join(["udedup", *map(shlex.quote, sys.argv[1:])])
         return run_bench(plan, words, say, done)

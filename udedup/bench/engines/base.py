@@ -56,6 +56,10 @@ class Engine:
         """CPU seconds the engine has spent, by /proc."""
         return 0.0
 
+    def cpu_apart(self, run: Run) -> float:
+        """CPU seconds of those of its processes that are neither in the pool nor started by the bench."""
+        return 0.0
+
     def store(self, run: Run) -> int:
         """Bytes of the engine's store, mapped or not."""
         return 0
@@ -83,6 +87,10 @@ class Engine:
     def counters(self, run: Run) -> dict[str, Any]:
         """All it says of itself, for the JSON."""
         return {}
+
+    def remark(self, run: Run) -> str | None:
+        """A line for the reader when part of the pool was out of its reach, None when all is well."""
+        return None
 
     def before_check(self, run: Run) -> None:
         """A place for the broken engines."""

@@ -57,6 +57,9 @@ class Ksm(Engine):
     def cpu(self, run: Run) -> float:
         return procfs.thread_cpu(self._ksmd, self._ksmd) - self._base if self._ksmd else 0.0
 
+    def cpu_apart(self, run: Run) -> float:
+        return self.cpu(run)
+
     def passes(self, run: Run) -> float | None:
         return float(ksmknobs.read("full_scans"))
 

@@ -69,6 +69,10 @@ class Udedup(Engine):
         )
         return agents + helpers + (procfs.process_cpu_fine(merger) if merger else 0.0)
 
+    def cpu_apart(self, run: Run) -> float:
+        merger = self._merger_pid(run)
+        return procfs.process_cpu(merger) if merger else 0.0
+
     def store(self, run: Run) -> int:
         merger = self._merger_pid(run)
         return procfs.segment_bytes([*run.pids, *run.helpers, *([merger] if merger else [])])
@@ -100,8 +104,18 @@ class Udedup(Engine):
 
     def counters(self, run: Run) -> dict[str, Any]:
         stat = dict(self._stat(run, fresh=True))
-        stat["agents_joined"] = sum(1 for each in stat.get("processes", []) if each.get("pid") in run.pids)
+        stat["agents_joined"] = self._joined(run, stat)
         return stat
+
+    def remark(self, run: Run) -> str | None:
+        joined = self._joined(run, self._stat(run))
+        if joined == len(run.pids):
+            return None
+        return f"{len(run.pids) - joined} of {len(run.pids)} processes take no part (see `udedup doctor`)"
+
+    @staticmethod
+    def _joined(run: Run, stat: dict[str, Any]) -> int:
+        return sum(1 for each in stat.get("processes", []) if each.get("pid") in run.pids)
 
     def finish(self, run: Run) -> None:
         """Ends the domain's merger and waits for it; kills it only when it does not go."""
