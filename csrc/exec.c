@@ -8,16 +8,12 @@
  * Fails: page by page; what was not merged becomes REFUSED in the ledger and is looked at again some passes later.
  */
 #include <fcntl.h>
-#include <sys/mman.h>
 
 #include "internal.h"
 #include "trap.h"
 
 #define PIECES_MAX UD_MSG_MAX_RUNS
 #define TRIES 6
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
 
 static struct ud__piece *pieces; /* PIECES_MAX, worked down by the holder */
 
@@ -207,32 +203,13 @@ static void dump_merged_pages(void)
     }
 }
 
-static const char *map_segment(int fd, uint32_t npages)
-{
-    size_t len = (size_t)npages << ud__page_shift;
-    long p = ud__sys(__NR_mmap, ud__hint(len), len, PROT_READ, MAP_SHARED, fd, 0);
-    if (ud__is_err(p))
-        return NULL;
-    ud__sys(__NR_madvise, p, len, MADV_DONTFORK);
-    ud__sys(__NR_madvise, p, len, MADV_POPULATE_READ); /* its faults outside the hold */
-    return (const char *)p;
-}
-
-static void merge_pieces(int fd, uint64_t inode, uint32_t npages, uint32_t n, const struct ud_run *runs, uint32_t nruns,
+static void merge_pieces(int fd, uint64_t inode, uint32_t n, const struct ud_run *runs, uint32_t nruns,
                          struct ud_msg_result *res)
 {
     struct ud__job j = {.kind = UD__JOB_MERGE, .pieces = pieces, .npieces = n, .segfd = fd, .segment = inode,
                         .ledger = &ud__a.ledger, .advised = ud__a.advised && !atomic_load(&ud__a.merge_any)};
     dump_merged_pages();
-    j.segbase = map_segment(fd, npages);
-    if (j.segbase) {
-        run_batches(&j);
-        ud__sys(__NR_munmap, j.segbase, (uint64_t)npages << ud__page_shift);
-    } else {
-        for (uint32_t i = 0; i < n; i++)
-            ud__job_refuse(&j, pieces[i].npages, UD_CAUSE_SEGMENT);
-        ud__note_cause(UD_CAUSE_SEGMENT, j.refused);
-    }
+    run_batches(&j);
     report(&j, res);
     mark_refused(runs, nruns);
 }
@@ -263,7 +240,7 @@ void ud__plan_merge(const struct ud_msg_runs *m, int fd, struct ud_msg_result *r
     }
     uint32_t refused = res->refused;
     if (n)
-        merge_pieces(kept, inode, npages, n, m->runs, m->nruns, res);
+        merge_pieces(kept, inode, n, m->runs, m->nruns, res);
     res->refused += refused;
     res->segment = inode;
 }
@@ -291,7 +268,7 @@ void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, in
     }
     fd = ud__segment_keep(fd, inode, npages);
     ud__a.ledger.hdr->pages_published += npages;
-    merge_pieces(fd, inode, npages, n, m->runs, m->nruns, res);
+    merge_pieces(fd, inode, n, m->runs, m->nruns, res);
     res->segment = inode;
     res->npages = npages;
     *out_fd = fd;

@@ -168,11 +168,12 @@ static bool better(struct ud_planner *p, struct ud__ref new, struct ud__ref old)
     return new.id != old.id && new.page + 1 < g->npages && g->digests[new.page] == g->digests[new.page + 1];
 }
 
-/* A candidate nobody had matched has a twin in the store now, and its block may never change again. */
-static void look_again(struct ud_planner *p, struct ud__ref old)
+/* A candidate nobody had matched has a twin in the store now, or on its way there, and its block may never change again. */
+static void look_again(struct ud_planner *p, struct ud__ref old, struct ud__ref new)
 {
     struct ud__session *s = old.stable ? NULL : ud__session(p, old.id);
-    if (s && ud__free_candidate(s, old.page))
+    bool same = !new.stable && new.id == old.id && new.page == old.page;
+    if (s && !same && ud__free_candidate(s, old.page))
         ud__put_off(s, old.page, 0, true);
 }
 
@@ -186,8 +187,8 @@ void ud__index_put(struct ud_planner *p, uint64_t digest, struct ud__ref ref)
     size_t at = probe(p, digest, h, &present);
     if (at == SIZE_MAX || (present && !better(p, ref, unpack(t->slots[at]))))
         return;
-    if (present && ref.stable)
-        look_again(p, unpack(t->slots[at]));
+    if (present)
+        look_again(p, unpack(t->slots[at]), ref);
     t->used += t->slots[at] == 0;
     t->slots[at] = pack(h, ref);
 }

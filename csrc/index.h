@@ -78,9 +78,9 @@ UD_API int ud_planner_drop(struct ud_planner *p, uint32_t gid);
 UD_API uint32_t ud_planner_find(struct ud_planner *p, uint64_t name);
 UD_API int ud_planner_segment_info(struct ud_planner *p, uint32_t gid, uint32_t *npages, uint32_t *used, uint64_t *name);
 
-/* Looks at what changed in the ledger since the last time: `changed` pages by the agent's word, 0 if it
- * said none. Pages newly matched. */
-UD_API int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t changed, int64_t now);
+/* Looks at what changed in the ledger since the last time; the program itself has written `written` pages meanwhile, by
+ * the agent's word. Pages newly matched. */
+UD_API int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t written, int64_t now);
 /* The next message to send, into buf of UD_MSG_MAX bytes: 1, or 0 if there is none. */
 UD_API int ud_planner_next(struct ud_planner *p, int64_t now, struct ud_plan_out *out, void *buf);
 /* An answer. gid 0: nothing was published. -ENOENT: no such plan. */

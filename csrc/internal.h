@@ -210,7 +210,6 @@ struct ud__job {
     uint32_t npieces, done; /* done: pieces wholly dealt with */
     int segfd;
     uint64_t segment;       /* inode */
-    const char *segbase;    /* the segment mapped by the agent */
     struct ud__ledger *ledger; /* NULL without an agent */
     struct ud__maps maps;
     struct ud__hold hold;

@@ -112,7 +112,8 @@ struct ud_ledger_header {
     uint64_t segment_fds;    /* gauge */
     uint64_t metadata_bytes; /* gauge: agent's own memory, the ledger included */
     char cause_text[96];     /* last refusal in words, for doctor and stat */
-    uint64_t reserved[16];
+    uint64_t pages_written;  /* pages found written, or for the first time */
+    uint64_t reserved[15];
 };
 
 #endif

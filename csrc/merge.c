@@ -19,6 +19,7 @@
 #define TLS_BELOW (64u * 1024)
 #define TLS_ABOVE (16u * 1024)
 #define ROW_MAX 256u /* pages in one mmap: between two looks at the clock */
+#define SLOTS_BYTES 65536u /* the largest page there is; stays in the cache */
 
 void ud__job_refuse(struct ud__job *j, uint64_t pages, int cause)
 {
@@ -64,20 +65,31 @@ static int objection(struct ud__job *j, const struct ud__vma *v, uint64_t start,
     return -1;
 }
 
+/* Slots are read, not mapped: copying them into a cache costs half of what mapping and unmapping them does. One job
+ * at a time, so one copy. */
+static char slots[SLOTS_BYTES] __attribute__((aligned(4096)));
+
+/* Slots read, `most` at most. */
+static uint32_t read_slots(const struct ud__job *j, uint32_t slot, uint32_t most)
+{
+    uint64_t room = SLOTS_BYTES >> ud__page_shift, len = (most < room ? most : room) << ud__page_shift;
+    long got = ud__sys(__NR_pread64, j->segfd, slots, len, (uint64_t)slot << ud__page_shift);
+    return got > 0 ? (uint32_t)(got >> ud__page_shift) : 0;
+}
+
 static uint32_t equal_row(const struct ud__job *j, const struct ud__vma *v, uint64_t at, uint32_t slot, uint32_t max)
 {
-    uint32_t n = 0;
     if (!UD__GUARD_ON(UD__GUARD_COMPARE))
         return max;
-    while (n < max) {
-        uint64_t off = (uint64_t)n << ud__page_shift;
-        if (!ud__recognised(v, at + off))
-            break;
-        if (!ud_equal((const void *)(at + off), j->segbase + ((uint64_t)slot << ud__page_shift) + off, ud__page))
-            break;
-        n++;
+    for (uint32_t n = 0, here = 0; n < max; here = 0) {
+        uint32_t got = read_slots(j, slot + n, max - n);
+        for (; here < got; here++, n++, at += ud__page)
+            if (!ud__recognised(v, at) || !ud_equal((const void *)at, slots + ((size_t)here << ud__page_shift), ud__page))
+                return n;
+        if (!got)
+            return n;
     }
-    return n;
+    return max;
 }
 
 static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, uint32_t n, uint32_t slot)

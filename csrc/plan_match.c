@@ -12,7 +12,7 @@
 #define BUDGET_AGAIN 5000 /* ms until short runs of a session without mappings to spare are */
 #define LONG_RUN 64u     /* runs that are taken even then */
 #define PATIENCE 60      /* short runs wait so many delays at most, however busy their process is */
-#define BUSY_PAGES 64u   /* changed in one report: its process is busy */
+#define BUSY_PAGES 64u   /* written between two reports: their process is busy */
 #define MIRRORS 4u       /* sessions whose page at the same address is asked before the index is */
 #define TILE_SHARE 16u   /* a tile costs at most one page in so many of its row */
 
@@ -379,7 +379,7 @@ static uint64_t pending(const struct ud_planner *p)
     return p->move_total + p->wait_total + p->queued;
 }
 
-int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t changed, int64_t now)
+int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t written, int64_t now)
 {
     struct ud__session *s = ud__session(p, sid);
     if (!s)
@@ -388,7 +388,7 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t changed, int64_
         return 0;
     uint64_t before = pending(p);
     p->now = now;
-    if (changed >= BUSY_PAGES)
+    if (written >= BUSY_PAGES)
         s->busy_at = now;
     uint32_t gen = __atomic_load_n(&s->header->gen, __ATOMIC_ACQUIRE);
     struct skip skip = {0, 0};

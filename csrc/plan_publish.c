@@ -30,6 +30,8 @@ void ud__queue(struct ud_planner *p, struct ud__session *s, uint32_t page, uint3
         s->queue[i / 64] |= bit;
         s->queued++;
         p->queued++;
+        if (ud__state(s, i) == UD_PG_STABLE) /* of several candidates the index shall name the one that goes to the store */
+            ud__index_put(p, ud__entry(s, i), (struct ud__ref){false, s->id, i});
     }
     s->planned_runs++;
 }

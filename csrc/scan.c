@@ -53,6 +53,7 @@ static void judge(uint64_t page, uint64_t digest, int written)
     if (written || !same) {
         set(page, (uint8_t)(UD_PG_VOLATILE | ud__parity() | ud__epoch()), digest);
         ud__pass.written++;
+        ud__a.ledger.hdr->pages_written++;
         ud__pass.fresh += old == UD_PG_NONE;
     }
     /* an untracked page that stayed the same keeps the marks of an earlier pass: age.c promotes it */

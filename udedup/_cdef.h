@@ -51,7 +51,7 @@ struct ud_ledger_header {
     uint32_t version, page_shift, pid, capacity, block_count, gen;
     uint64_t heads_off, states_off, entries_off, size;
     uint64_t passes, pages_scanned, pages_skipped, pages_checked, pages_merged, pages_zeroed, pages_split;
-    uint64_t pages_unmerged, pages_published;
+    uint64_t pages_unmerged, pages_published, pages_written;
     uint64_t merge_failures[...];
     uint64_t freezes, freeze_us_max, freeze_us_sum;
     uint64_t freeze_hist[...];
@@ -213,7 +213,7 @@ int ud_planner_drop(struct ud_planner *p, uint32_t gid);
 uint32_t ud_planner_find(struct ud_planner *p, uint64_t name);
 int ud_planner_segment_info(struct ud_planner *p, uint32_t gid, uint32_t *npages, uint32_t *used, uint64_t *name);
 
-int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t changed, int64_t now);
+int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t written, int64_t now);
 
 int ud_planner_next(struct ud_planner *p, int64_t now, struct ud_plan_out *out, void *buf);
 

@@ -335,3 +335,21 @@ def test_pages_met_while_they_are_published_are_not_published_again(bench: Bench
     bench.settle()
     sums, store = bench.count()
     assert (sums["shared"], sums["sharing"], store["slots"]) == (300, 900, 300)
+
+
+def test_of_several_candidates_one_goes_to_the_store(bench: Bench) -> None:
+    """Two pairs find each other by address at the same time; the index knows but one of the four."""
+    sids, processes = zip(*(bench.join() for _ in range(4)), strict=True)
+    for process in processes[2:]:  # the last two have met before: each is asked first by the other
+        process.write(THERE, numbers(1, 100))
+    for process in processes:
+        process.write(HERE, numbers(1001, 300), lib.UD_PG_VOLATILE)
+    bench.settle()
+    for process in processes:
+        process.write(HERE, numbers(1001, 300))
+        process.end_pass()
+    for turn in (0, 3, 1, 2):
+        bench.planner.scan(sids[turn])
+    bench.settle()
+    sums, store = bench.count()
+    assert (sums["sharing"], store["slots"]) == (100 + 900, 100 + 300)

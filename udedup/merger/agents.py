@@ -27,6 +27,7 @@ class Agent:
         self.active_pass = 0  # number of the last pass that led to a merge
         self.in_round = False
         self._done = -1  # pages merged, zeroed and published by its ledger
+        self._written = 0  # pages its program wrote, by the same
         self._outbox: deque[tuple[bytes, int]] = deque()
 
     # ---- in ----
@@ -84,9 +85,11 @@ class Agent:
         return -1
 
     def _pass(self, _number: int, changed: int, whole: bool) -> None:
+        written = self._written
         self.note_progress()
         if changed:
-            self.server.planner.scan(self.sid, changed)
+            # Not what merging itself has changed: a process is busy when its program writes.
+            self.server.planner.scan(self.sid, min(self._written - written, 2**32 - 1))
         if whole:
             self.server.pass_ended(self)
         if changed:
@@ -117,6 +120,7 @@ class Agent:
         """Remembers the pass in which the agent last merged anything: settle waits for two without."""
         header = self.server.planner.header(self.sid)
         self.passes = int(header.passes)
+        self._written = int(header.pages_written)
         done = int(header.pages_merged + header.pages_zeroed + header.pages_published)
         if done != self._done:
             self._done = done

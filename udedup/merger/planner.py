@@ -67,7 +67,7 @@ class Planner:
         conf.min_run = settings["min_run"]
         conf.segment_pages = (16 << 20) // PAGE
         conf.outstanding_pages = (64 << 20) // PAGE
-        conf.short_delay = 1000
+        conf.short_delay = 500
         conf.answer_timeout = 15000
         conf.dead_percent = 20
         lib.ud_planner_configure(self._p, conf)
@@ -98,9 +98,9 @@ class Planner:
         _checked(lib.ud_planner_segment_info(self._p, gid, npages, used, name), "segment")
         return SegmentInfo(npages[0], used[0], name[0])
 
-    def scan(self, sid: int, changed: int = 0) -> int:
-        """Looks at what is new in a ledger; `changed` pages by its agent's word. Pages newly matched."""
-        return int(lib.ud_planner_scan(self._p, sid, changed, now_ms()))
+    def scan(self, sid: int, written: int = 0) -> int:
+        """Looks at what is new in a ledger, whose program wrote `written` pages meanwhile. Pages newly matched."""
+        return int(lib.ud_planner_scan(self._p, sid, written, now_ms()))
 
     def scan_due(self) -> None:
         """Looks again at what was put off and is due now."""
