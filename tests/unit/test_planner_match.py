@@ -313,7 +313,7 @@ def test_without_mappings_left_only_long_runs_go(bench: Bench) -> None:
 
 
 def test_pages_met_while_they_are_published_are_not_published_again(bench: Bench) -> None:
-    """The owner has merged its pages already, but its PUBLISHED is still on its way when two more with the same come."""
+    """The owner has merged its pages, its PUBLISHED is still on its way, and two more with the same come."""
     processes = [bench.join() for _ in range(2)]
     for _, process in processes:
         process.write(HERE, numbers(1, 300))

@@ -99,7 +99,7 @@ class Planner:
         return SegmentInfo(npages[0], used[0], name[0])
 
     def scan(self, sid: int, written: int = 0) -> int:
-        """Looks at what is new in a ledger, whose program wrote `written` pages meanwhile. Pages newly matched."""
+        """Looks at what is new in a ledger whose program wrote `written` pages since. Pages newly matched."""
         return int(lib.ud_planner_scan(self._p, sid, written, now_ms()))
 
     def scan_due(self) -> None:
