@@ -1,28 +1,19 @@
 """`watch --merge`: makes a running process take part, by sys.remote_exec if Python has it, else by ptrace."""
 
+import functools
 import os
-import re
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 from udedup.client import Client, ensure_merger
 from udedup.core import LIBRARY_PATH
 from udedup.domain import Domain
 from udedup.errors import UdedupError
+from udedup.watch.by_python import by_python
 from udedup.watch.memory import read_maps
-from udedup.watch.taking_part import domain_of, has_agent
-from udedup.watch.target import Target, check_injectable, guarded
+from udedup.watch.taking_part import check_unknown, domain_of, has_agent
+from udedup.watch.target import Target, check_injectable
 
 _CONNECT_SECONDS = 10.0
-_REMOTE_SECONDS = 1.0
-_LIBPYTHON = re.compile(r"/(?:libpython|python)3\.(\d+)")
-_SCRIPT = """
-import ctypes
-_udedup = ctypes.CDLL({library!r})
-_udedup.ud_join({socket!r}, 0)
-"""
 
 
 def bring_in(target: Target, domain: Domain) -> bool:
@@ -45,7 +36,12 @@ def bring_in(target: Target, domain: Domain) -> bool:
         )
     check_injectable(target, LIBRARY_PATH)
     with ensure_merger(domain) as client:
-        if not _by_python(target, domain, client):
+        if has_agent(target.pid):  # of this domain's last merger, or of a domain elsewhere
+            if not _connected(target, client, _CONNECT_SECONDS):
+                check_unknown(target.pid)
+            return True
+        # Joining twice does no harm.
+        if not by_python(target, domain, functools.partial(_connected, target, client)):
             from udedup.watch.inject import inject  # python-ptrace comes in here only
 
             inject(target, LIBRARY_PATH, domain.socket)
@@ -71,35 +67,6 @@ def _connected(target: Target, client: Client, seconds: float) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
-
-
-def _by_python(target: Target, domain: Domain, client: Client) -> bool:
-    """sys.remote_exec: the target's own interpreter runs the call at a safe point. False where that cannot
-    be.
-    """
-    remote_exec = getattr(sys, "remote_exec", None)
-    if remote_exec is None or _python_minor(target) != sys.version_info.minor:
-        return False
-    script = _SCRIPT.format(library=str(LIBRARY_PATH), socket=os.fsencode(domain.socket))
-    with tempfile.NamedTemporaryFile("w", prefix="udedup-", suffix=".py") as file:
-        file.write(script)
-        file.flush()
-        try:
-            with guarded(target.pid):
-                remote_exec(target.pid, file.name)
-        except (RuntimeError, OSError, ValueError):
-            return False  # switched off by PYTHON_DISABLE_REMOTE_DEBUG, or another build
-        # A thread blocked in C never comes to a safe point: then by ptrace. Joining twice does no harm.
-        return _connected(target, client, _REMOTE_SECONDS)
-
-
-def _python_minor(target: Target) -> int | None:
-    with guarded(target.pid):
-        for mapping in read_maps(target.pid):
-            found = _LIBPYTHON.search(mapping.name)
-            if found and Path(mapping.name).name.startswith(("libpython", "python")):
-                return int(found[1])
-    return None
 
 
 def take_out(pid: int, domain: Domain, seconds: float = 60.0) -> None:
