@@ -38,10 +38,11 @@ def arenas(memory: Memory, libc: Image) -> list[int] | None:
     """
     for mapping in libc.writable():
         data = memory.words(mapping.start, mapping.size // 8)
-        for bins_at in (0x70, 0x68):  # since glibc 2.26, before
+        for bins_at in (0x70, 0x68, 0x18):  # since glibc 2.26, before, without fastbins since 2.43
             main = _main_arena(data, mapping.start, bins_at)
-            if main is not None:
-                return _ring(memory, main, bins_at + 8 * _BINS + 16)
+            ring = _ring(memory, main, bins_at + 8 * _BINS + 16) if main is not None else None
+            if ring is not None:
+                return ring
     return None
 
 
