@@ -110,8 +110,10 @@ class Kernel:
 
         self.manager, self.client = start_new_kernel(kernel_name="python3", startup_timeout=60)
         self.pid = self.manager.provisioner.pid
-        self.count = 0
-        self.run("data=[str(i)*9 for i in range(200000)]; total=sum(map(len,data))")
+        self.run(
+            "data=[str(i)*9 for i in range(200000)]; total=sum(map(len,data))\n"
+            "equal=[bytes([i%7])*100 for i in range(100000)]"
+        )
 
     def run(self, code):
         reply = self.client.execute_interactive(code, timeout=30, output_hook=lambda message: None)
@@ -119,6 +121,7 @@ class Kernel:
 
     def serve(self):
         self.run("assert sum(map(len,data))==total and data[7]=='7'*9")
+        self.run("assert all(item[0] == i % 7 == item[99] for i, item in enumerate(equal))")
 
     def close(self):
         self.client.stop_channels()
@@ -166,6 +169,7 @@ def uss(targets):
 
 
 def merged(domain):
+    """Pages merged ever."""
     with Client(domain) as client:
         return client.request("stat")["pages_merged"]
 
@@ -174,6 +178,7 @@ def go_rounds(guest, domain):
     """Every target of the tree in, some time to merge, out; its USS comes back to what it was."""
     targets = with_children(find(guest.pid))
     guest.serve()
+    before = uss(targets)
     first = 0
     for number in range(ROUNDS):
         for target in targets:
@@ -190,7 +195,13 @@ def go_rounds(guest, domain):
             assert "udedup-agent\n" not in tasks
             assert not re.search("udedup-segment", Path(f"/proc/{target.pid}/maps").read_text())
         first = first or uss(targets)
-    assert uss(targets) < first * 1.1 + (8 << 20)
+    after = uss(targets)
+    print(
+        f"{guest.pid}: {merged(domain)} pages merged in {ROUNDS} rounds; USS {before >> 20} MiB before, "
+        f"{first >> 20} after the first, {after >> 20} after the last"
+    )
+    assert merged(domain) > 0
+    assert after < first * 1.1 + (8 << 20)
 
 
 @pytest.mark.parametrize("mode", ["tight", "read", "threads"])
