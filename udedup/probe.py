@@ -8,7 +8,7 @@ import os
 import platform
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -32,18 +32,20 @@ class Finding:
     needed: bool
     found: str
     remedy: str = ""
+    key: str = ""  # short and stable, for --json
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        return {"key": self.key, **asdict(self)}
 
 
 def findings() -> Iterator[Finding]:
     """Tries everything, in the order in which it matters."""
     for probe in _PROBES:
+        key = probe.__name__.strip("_")
         try:
-            yield probe()
+            yield replace(probe(), key=key)
         except OSError as error:
-            yield Finding(probe.__name__.strip("_"), None, False, f"cannot be told: {error.strerror}")
+            yield Finding(key, None, False, f"cannot be told: {error.strerror}", key=key)
 
 
 def _hold() -> Finding:
@@ -183,17 +185,26 @@ def _max_map_count() -> Finding:
 
 
 def _cgroup() -> Finding:
+    """The limits of all cgroups above count too: the lowest one is met first."""
     for line in (_read("/proc/self/cgroup") or "").splitlines():
         number, controllers, path = line.split(":", 2)
-        base = "/sys/fs/cgroup/memory" if "memory" in controllers.split(",") else None
-        file = "memory.limit_in_bytes"
-        if number == "0" and Path(f"/sys/fs/cgroup{path}/memory.max").exists():
-            base, file = "/sys/fs/cgroup", "memory.max"
-        if base is not None:
-            limit = _read(f"{base}{path}/{file}") or _read(f"{base}/{file}") or "unknown"
-            unlimited = limit == "max" or (limit.isdigit() and int(limit) >= 1 << 60)
-            return Finding("memory cgroup", None, False, "no limit" if unlimited else f"limit {limit} bytes")
+        if "memory" in controllers.split(","):
+            limit = _lowest_limit(Path("/sys/fs/cgroup/memory"), path, "memory.limit_in_bytes")
+        elif number == "0" and Path("/sys/fs/cgroup/cgroup.controllers").exists():
+            limit = _lowest_limit(Path("/sys/fs/cgroup"), path, "memory.max")
+        else:
+            continue
+        return Finding("memory cgroup", None, False, f"limit {limit} bytes" if limit else "no limit")
     return Finding("memory cgroup", None, False, "none")
+
+
+def _lowest_limit(base: Path, path: str, file: str) -> int | None:
+    """Bytes; None if there is no limit. In a container the path may be hidden: the root counts then."""
+    here = base / path.lstrip("/")
+    folders = [here, *here.parents] if here.is_dir() else [base]
+    words = [_read(str(folder / file)) or "" for folder in folders if folder.is_relative_to(base)]
+    limits = [int(word) for word in words if word.isdigit() and int(word) < 1 << 60]
+    return min(limits, default=None)
 
 
 def _ksm() -> Finding:
@@ -220,12 +231,22 @@ def _thp() -> Finding:
 
 
 def _container() -> Finding:
-    if Path("/.dockerenv").exists():
-        return Finding("container", None, False, "docker")
-    if Path("/run/.containerenv").exists():
-        return Finding("container", None, False, "podman")
-    kind = (_read("/run/systemd/container") or "").strip()
+    kind = (_read("/run/systemd/container") or "").strip() or _of_init()
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        kind = "kubernetes"
+    elif Path("/.dockerenv").exists():
+        kind = "docker"
+    elif Path("/run/.containerenv").exists():
+        kind = "podman"
     return Finding("container", None, False, kind or "none seen")
+
+
+def _of_init() -> str:
+    """What the container's maker told its first process (readable by root only)."""
+    for word in (_read("/proc/1/environ") or "").split("\0"):
+        if word.startswith("container="):
+            return word.partition("=")[2]
+    return ""
 
 
 def _socket_dir() -> Finding:

@@ -16,8 +16,20 @@ _MARKS = {True: ("ok  ", "green"), False: ("MISS", "red"), None: ("    ", None)}
 def command(ctx: click.Context, as_json: bool) -> None:
     """Say what this machine offers, what is missing, and the remedy for each.
 
-    Everything is tried, not guessed. Exit status 1 when something needed is missing. In JSON: "ok",
-    "kernel", and "findings" with name, ok, needed, found, remedy.
+    Everything is tried, not guessed. Exit status 1 when something needed is missing.
+
+    \b
+    JSON keys:  ok kernel findings[]
+    findings:   key name ok needed found remedy
+
+    \b
+    A key is a short stable name: hold memfd socket_dir layout tracking
+    pagemap_scan procmap yama seccomp max_map_count cgroup ksm thp container.
+    "ok" is true, false, or null where it is neither good nor bad.
+
+    \b
+    udedup doctor
+    udedup doctor --json | jq '.findings[] | select(.ok == false)'
     """
     found = list(findings())
     fine = all(one.ok is not False for one in found if one.needed)
