@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -141,6 +142,60 @@ def test_doctor(udedup: Run) -> None:
     assert "write-stop" in udedup("doctor").stdout
 
 
+#: A seccomp filter for x86-64 that refuses one system call with EPERM, then the program.
+REFUSE = """
+import ctypes, os, struct, sys
+number, words = int(sys.argv[1]), sys.argv[2:]
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *step) for step in steps))
+program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(steps), ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0, ctypes.get_errno()
+os.execv(words[0], words)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86-64's system calls")
+@pytest.mark.parametrize(
+    "number, key, needed, remedy",
+    [(101, "hold", None, "seccomp"), (319, "memfd", True, "seccomp"), (135, "layout", False, "seccomp"),
+     (323, "tracking", False, "every pass reads all memory")],
+    ids=["ptrace", "memfd_create", "personality", "userfaultfd"],
+)  # fmt: skip
+def test_doctor_tells_what_seccomp_refuses(number, key, needed, remedy, domains: Path) -> None:
+    """needed: None where another way may serve instead."""
+    words = [sys.executable, "-c", REFUSE, str(number), *COMMAND, "doctor"]
+    done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60)
+    findings = {finding["key"]: finding for finding in json.loads(done.stdout)["findings"]}
+    needed = findings[key]["needed"] if needed is None else needed
+    assert findings[key]["ok"] is False and findings[key]["needed"] is needed
+    assert remedy in findings[key]["remedy"]
+    assert findings["seccomp"]["found"].startswith("a filter is active")
+    assert done.returncode == int(needed) and json.loads(done.stdout)["ok"] is not needed
+    text = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+    assert ("Merging cannot work here" in text) is needed and "\x1b" not in text
+
+
+def test_doctor_without_a_place_for_sockets(udedup: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UDEDUP_DIR", "/proc/no/such")
+    done = udedup("doctor", "--json")
+    (finding,) = [one for one in json.loads(done.stdout)["findings"] if one["key"] == "socket_dir"]
+    assert done.returncode == 1 and finding["ok"] is False and "set UDEDUP_DIR" in finding["remedy"]
+
+
+def test_completion(sleeper: subprocess.Popen[str], udedup: Run) -> None:
+    def offered(*words: str) -> list[str]:
+        env = {**os.environ, "COMP_WORDS": "udedup " + " ".join(words), "COMP_CWORD": str(len(words)),
+               "_UDEDUP_COMPLETE": "bash_complete"}  # fmt: skip
+        lines = udedup(env=env).stdout.splitlines()
+        return [line.partition(",")[2] for line in lines]
+
+    assert offered("st") == ["stat"]
+    assert offered("set", "sleep") == ["sleep_millisecs"]
+    assert offered("stat", "--domain", "") == ["v"]
+    assert str(sleeper.pid) in offered("watch", str(sleeper.pid)[:1])
+
+
 def test_preload_path_is_the_library(udedup: Run) -> None:
     path = Path(udedup("preload-path").stdout.strip())
     assert path.name == "libudedup.so" and path.read_bytes().startswith(b"\x7fELF")
@@ -162,6 +217,8 @@ def test_every_verb_explains_itself(udedup: Run) -> None:
     for verb in verbs:
         done = udedup(verb, "--help")
         assert done.returncode == 0 and "Usage: udedup" in done.stdout, verb
+        assert f"\n  udedup {verb}" in done.stdout, f"{verb}: no example"
+        assert "--json" not in done.stdout or re.search("JSON keys|--json.* FILE", done.stdout), verb
 
 
 def test_unknown_verb_and_version(udedup: Run) -> None:

@@ -111,20 +111,31 @@ def as_uid(uid, function):
     return said
 
 
+@pytest.fixture
+def yama(monkeypatch, tmp_path):
+    """Sets what the sysctl is read as: not every kernel has Yama, and its setting cannot be lowered again."""
+
+    def say(scope):
+        (tmp_path / "ptrace_scope").write_text(f"{scope}\n")
+        monkeypatch.setattr(targets, "_YAMA", tmp_path / "ptrace_scope")
+
+    return say
+
+
 @pytest.mark.parametrize(
     "scope, remedy", [(1, "set the sysctl to 0"), (2, "use sudo"), (3, "start it under")]
 )
-def test_ptrace_scope(monkeypatch, scope, remedy):
-    monkeypatch.setattr(targets, "ptrace_scope", lambda: scope)
+def test_ptrace_scope(yama, monkeypatch, scope, remedy):
+    yama(scope)
     monkeypatch.setattr(os, "geteuid", os.getuid)
     said = why_refused(os.getpid())
     assert f"ptrace_scope is {scope}" in said
     assert remedy in said.partition("; ")[2]
 
 
-def test_ptrace_scope_is_what_the_refused_are_told(spawn, monkeypatch):
+def test_ptrace_scope_is_what_the_refused_are_told(spawn, yama, monkeypatch):
     process = spawn(SLEEP)
-    monkeypatch.setattr(targets, "ptrace_scope", lambda: 1)
+    yama(1)
 
     def no(*_):
         raise PermissionError(1, "no")
@@ -148,6 +159,21 @@ def test_traced_already(spawn):
     tracer = spawn([sys.executable, "-c", code])
     said = refused("watch", "--merge", process.pid)
     assert f"is traced by python, pid {tracer.pid}" in said or f", pid {tracer.pid}; detach" in said
+
+
+@pytest.mark.skipif(not shutil.which("gdb"), reason="needs gdb")
+def test_traced_by_gdb(spawn):
+    process = spawn(SLEEP)
+    gdb = spawn(
+        ["gdb", "-q", "-nx", "-p", str(process.pid)], ready=False, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while f"TracerPid:\t{gdb.pid}" not in (PROC / str(process.pid) / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    said = refused("watch", "--merge", process.pid)
+    assert said == f"process {process.pid} is traced by gdb, pid {gdb.pid}; detach or quit that first"
+    assert udedup("watch", process.pid, "--once", "--json").returncode == 0, "reading is no tracing"
 
 
 def test_stopped(spawn):
@@ -239,6 +265,22 @@ def test_no_merger(spawn):
     assert [(row["pid"], row["state"], row["enabled"]) for row in rows] == [
         (process.pid, "not enabled", False)
     ]
+
+
+def test_takes_part_where_we_do_not_look(spawn, tmp_path, monkeypatch):
+    """It is not said to take no part, nor estimated as if it did."""
+    process = spawn(SLEEP)
+    assert udedup("watch", process.pid, "--merge", "--once").returncode == 0
+    here = os.environ["UDEDUP_DIR"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    monkeypatch.setenv("UDEDUP_DIR", str(elsewhere))
+    for verb in (["watch", "--once"], ["unwatch"]):
+        assert f"no merger in {elsewhere} knows it" in refused(*verb, process.pid)
+    rows = json.loads(udedup("ps", "--json", process.pid).stdout)
+    assert (rows[0]["state"], rows[0]["enabled"]) == ("no merger", True)
+    monkeypatch.setenv("UDEDUP_DIR", here)
+    assert udedup("unwatch", process.pid).returncode == 0
 
 
 def test_two_domains(spawn):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,10 +11,7 @@ import time
 
 import pytest
 
-from udedup.domain import Domain
-from udedup.watch import bring_in as bringing
-from udedup.watch import view
-from udedup.watch.target import find
+from udedup.watch import progress, view
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TMUX = shutil.which("tmux")
@@ -83,6 +81,84 @@ def test_against_other_pids(spawn):
     assert [process["pid"] for process in found["processes"]] == [one.pid, two.pid]
     within = sum(process["estimate"]["saved_bytes"] for process in found["processes"])
     assert found["estimate"]["saved_bytes"] >= within
+
+
+def test_one_that_takes_part_beside_one_that_does_not(spawn, member):
+    """Either way round nobody is said to be what he is not, nor left out in silence."""
+    _, inside = member
+    outside = spawn("pages", 16).pid
+    found = as_json("watch", outside, inside, "--once", "--json")
+    assert [(one["pid"], one["takes_part"]) for one in found["processes"]] == [
+        (outside, False),
+        (inside, True),
+    ]
+    text = udedup("watch", outside, inside, "--once").stdout
+    assert f"process {outside} (python" in text and f"process {inside} (python" in text
+    assert "takes part in domain default; in what of it is not merged" in text
+    text = udedup("watch", inside, outside, "--once").stdout
+    assert f"process {inside}" in text and "takes part in domain default" in text
+    assert re.search(rf"process {outside} \(python\S*\) takes no part in this domain", text)
+
+
+def test_sort_orders_what_is_printed(spawn):
+    small, large = spawn("pages", 16).pid, spawn("pages", 32).pid
+    for column, wanted in (
+        ("saved", [large, small]),
+        ("present", [large, small]),
+        ("pid", sorted((small, large))),
+    ):
+        text = udedup("watch", small, large, "--once", "--sort", column).stdout
+        assert [int(pid) for pid in re.findall(r"^process (\d+)", text, re.M)] == wanted, column
+
+
+def test_json_keys_are_those_that_help_tells(spawn, member):
+    """Every key that --help names is in the JSON, at its place."""
+    _, pid = member
+    outsider = spawn("pages", 16).pid
+    look, estimate = (as_json("watch", one, "--once", "--json") for one in (pid, outsider))
+    told = documented("watch")
+    assert (
+        look.keys() == told["JSON keys"] | look.keys()
+        and estimate.keys() == told["JSON keys"] | estimate.keys()
+    )
+    assert told["taking part"] <= look.keys()
+    assert told["regions"] == look["regions"][0].keys()
+    assert told["taking no part"] <= estimate.keys() | estimate["estimate"].keys()
+    assert told["processes"] == estimate["processes"][0].keys()
+    assert documented("ps")["JSON keys"] == as_json("ps", "--json")[0].keys()
+    stat, told = as_json("stat", "--json"), documented("stat")
+    assert told["JSON keys"] <= stat.keys() | stat["merger"].keys() | stat["freeze_us"].keys()
+    assert told["processes"] <= stat["processes"][0].keys()
+    doctor, told = json.loads(udedup("doctor", "--json").stdout), documented("doctor")
+    assert told["JSON keys"] == doctor.keys() and told["findings"] == doctor["findings"][0].keys()
+
+
+def documented(verb):
+    """The words after each `name:` of the block that begins with JSON keys in a verb's --help."""
+    block = udedup(verb, "--help").stdout.partition("JSON keys:")
+    text = (block[1] + block[2]).split("\n\n")[0]
+    found, name = {}, ""
+    for line in text.splitlines():
+        head, colon, rest = line.strip().rpartition(": ")
+        name = head.rstrip(":") if colon else name
+        found.setdefault(name, set()).update(re.findall(r"\w+", rest))
+    return found
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_stat_again_and_again_until_interrupted(member, words):
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "udedup", "stat", "--watch", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    seen = ""
+    while seen.count("pages_sharing") < 2:
+        seen += watch.stdout.readline()
+    watch.send_signal(signal.SIGINT)
+    rest, said = watch.communicate(timeout=20)
+    assert (watch.returncode, said) == (0, "") and "\x1b" not in seen + rest
+    if words:
+        assert all(json.loads(line)["domain"] == "default" for line in seen.splitlines())
 
 
 def test_tree_reads_the_children(spawn):
@@ -165,28 +241,57 @@ def test_live_view_on_a_terminal(member, tmp_path, color):
         tmux("kill-server")
 
 
+@pytest.mark.skipif(not TMUX, reason="needs tmux")
+def test_live_estimate_on_a_small_terminal(spawn, tmp_path):
+    """The keys stay in sight however little room there is; 80 columns hold the whole table."""
+    pids = [spawn("pages", 16).pid for _ in range(3)]
+    socket = str(tmp_path / "tmux")
+    command = (
+        f"{sys.executable} -m udedup watch {' '.join(map(str, pids))} --interval 0.2; echo left $?; sleep 60"
+    )
+
+    def tmux(*words):
+        return subprocess.run([TMUX, "-S", socket, *words], capture_output=True, text=True, check=True).stdout
+
+    tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "14", command)
+    try:
+        screen = wait_for(lambda: "q leave" in (text := tmux("capture-pane", "-p")) and text, 20)
+        assert "merging would save" in screen and "s sort (saved)" in screen and "…" not in screen
+        assert re.search(r"PID COMM +PRESENT +SAVED DUPLICATES +ZERO +UNIQUE VOLATILE THP", screen)
+        assert all(re.search(rf"^ *{pid} python", screen, re.M) for pid in pids)
+        tmux("resize-window", "-x", "60", "-y", "6")
+        screen = wait_for(
+            lambda: len(text := tmux("capture-pane", "-p")) < 420 and "q leave" in text and text, 5
+        )
+        assert "RSS" not in screen
+        tmux("send-keys", "C-c")
+        wait_for(lambda: "left 0" in tmux("capture-pane", "-p"), 5)
+    finally:
+        tmux("kill-server")
+
+
+def test_progress_is_drawn_on_a_terminal_only_and_wiped_off(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    with pytest.raises(KeyboardInterrupt), progress.Bar(True) as bar:
+        bar(1 << 20, 4 << 20)
+        raise KeyboardInterrupt
+    said = capsys.readouterr().err
+    assert "reading [##########..............................] 1 of 4 MiB" in said and said.endswith(
+        "\r\x1b[K"
+    )
+    with progress.Bar(False) as bar:
+        bar(1 << 20, 4 << 20)
+    assert capsys.readouterr().err == ""
+
+
+def test_figures_fit_a_column():
+    wanted = {0: "0", 999: "999", 4096: "4K", 1 << 20: "1.0M", 1000 << 20: "1.0G", 24 << 30: "24.0G"}
+    assert {value: str(view.cell("pss", value)) for value in wanted} == wanted
+
+
 def test_graph_is_scaled_from_zero():
     assert view.graph([]) == "" and view.graph([0, 0]) == ""
     assert view.graph([100, 50, 0]) == "█▄▁"
-
-
-def test_remote_exec_is_used_where_python_has_it(spawn, monkeypatch, tmp_path):
-    """On 3.14 the target's interpreter runs the script itself; here a stand-in for sys.remote_exec runs it
-    elsewhere.
-    """
-    process = spawn("guest", "read")
-    seen = []
-
-    def remote_exec(pid, script):
-        seen.append((pid, open(script).read()))
-
-    monkeypatch.setattr(sys, "remote_exec", remote_exec, raising=False)
-    monkeypatch.setattr(bringing, "_REMOTE_SECONDS", 0.1)
-    assert bringing.bring_in(find(process.pid), Domain("remote"))  # it did nothing, so ptrace did it
-    ((pid, script),) = seen
-    assert pid == process.pid and "ud_join" in script and str(bringing.LIBRARY_PATH) in script
-    compile(script, "script", "exec")
-    bringing.take_out(process.pid, Domain("remote"))
 
 
 def test_tree_brings_in_children_and_those_that_come_later(spawn):

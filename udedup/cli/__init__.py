@@ -58,4 +58,12 @@ def main() -> None:
     udedup run -- CMD        run a program and all it starts with merging on
     udedup demo              see what it saves on this machine
     udedup stat              counters, by KSM's names
+    udedup watch PID         look into a process
+    udedup ps                who takes part in what
+
+    Exit status: 0 good, 1 failed, 2 wrong usage; `run` gives back what CMD gave.
+
+    \b
+    Completion in bash:  eval "$(_UDEDUP_COMPLETE=bash_source udedup)"
+    (zsh and fish: zsh_source, fish_source)
     """

@@ -1,15 +1,40 @@
 """What the verbs share: the --domain option, connecting, printing JSON and sizes."""
 
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from udedup.client import Client
-from udedup.domain import Domain, default_name
+from udedup.domain import Domain, base_dir, default_name
+from udedup.knobs import RANGES
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def complete_domain(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Domains that have a merger."""
+    return [CompletionItem(path.stem) for path in base_dir().glob("*.sock") if path.stem.startswith(begun)]
+
+
+def complete_pid(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Processes of this user, with their names."""
+    found = []
+    for entry in Path("/proc").glob(f"{begun}*" if begun.isdigit() else "[0-9]*"):
+        try:
+            if entry.stat().st_uid == os.geteuid() and (entry / "exe").exists():
+                found.append(CompletionItem(entry.name, help=(entry / "comm").read_text().strip()))
+        except OSError:
+            continue  # it ended
+    return sorted(found, key=lambda item: int(item.value))
+
+
+def complete_knob(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in RANGES if name.startswith(begun)]
 
 
 def _domain(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Domain:
@@ -22,6 +47,7 @@ def domain_option(function: F) -> F:
         "--domain",
         metavar="NAME",
         callback=_domain,
+        shell_complete=complete_domain,
         help="Trust domain.  [default: $UDEDUP_DOMAIN or 'default']",
     )
     return option(function)

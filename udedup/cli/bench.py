@@ -118,6 +118,10 @@ def command(workloads: tuple[str, ...], **options: Any) -> None:
     Every engine gets the same worker pools, in interleaved repeats; memory, CPU, pauses, the
     application's speed and the correctness of its results are all measured from outside. Ctrl-C
     restores the machine and prints what there is.
+
+    \b
+    udedup bench --quick
+    udedup bench arrays imports --engine ksm,udedup --json bench.json
     """
     from udedup.bench import plot, results, table
 

@@ -29,6 +29,14 @@ def command(workers: int, timeout: float, settings: tuple[str, ...], as_json: bo
 
     Starts a pool of workers that import numpy, pandas and scikit-learn (what of them is installed; else a
     part of the standard library), first plain, then under `udedup run`, and compares their memory.
+
+    \b
+    JSON keys:  kernel python cpus workers modules plain{} udedup{} pss_ratio
+                results_equal
+
+    \b
+    udedup demo
+    udedup demo --workers 4 --json
     """
     names = phases.modules()
     domain = Domain(f"demo-{os.getpid()}")

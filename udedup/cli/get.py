@@ -2,7 +2,7 @@
 
 import click
 
-from udedup.cli._common import connect, domain_option, json_option, print_json
+from udedup.cli._common import complete_knob, connect, domain_option, json_option, print_json
 from udedup.domain import Domain
 from udedup.errors import UdedupError
 
@@ -10,9 +10,9 @@ from udedup.errors import UdedupError
 @click.command()
 @domain_option
 @json_option
-@click.argument("knob", required=False)
+@click.argument("knob", required=False, shell_complete=complete_knob)
 def command(domain: Domain, as_json: bool, knob: str | None) -> None:
-    """Print one knob of the domain's merger, or all.
+    """Print one knob of the domain's merger, or all. JSON keys: the knobs' names.
 
     \b
     udedup get run

@@ -23,6 +23,9 @@ def command(domain: Domain, linger: float) -> None:
 
     `udedup run` and `udedup.join()` start one in the background by themselves. Ends by itself some
     seconds after its last client.
+
+    \b
+    udedup merger --domain x --linger 600
     """
     domain.ensure_dir()
     argv = merger_argv(domain, linger)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from udedup.cli._common import json_option, print_json, size
+from udedup.cli._common import complete_pid, json_option, print_json, size
 from udedup.errors import UdedupError
 
 _LARGE = 8 << 20  # bytes of private memory below which the preload starts no agent either
@@ -17,17 +17,24 @@ _LARGE = 8 << 20  # bytes of private memory below which the preload starts no ag
 @click.option(
     "--all", "everybody", is_flag=True, help="Also your processes that take no part (of 8 MiB and more)."
 )
-@click.argument("pids", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1))
+@click.argument("pids", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1), shell_complete=complete_pid)
 def command(as_json: bool, everybody: bool, pids: tuple[int, ...]) -> None:
     """List who takes part in which domain, and what each profits.
 
-    STATE tells apart: "merged", "nothing to merge" (takes part, no equal pages), "nothing mergeable"
-    (takes part, no eligible memory), "no merger" (an agent runs, its merger is gone), "not enabled".
-    JSON keys: pid, comm, domain, state, enabled, mergeable, merging_pages, zero_pages, saved_bytes,
-    general_profit, pss_bytes, uss_bytes.
+    \b
+    STATE:      merged             it shares pages, or gave zero pages back
+                nothing to merge   it takes part; no page has an equal
+                nothing mergeable  it takes part; no memory is eligible
+                no merger          an agent runs in it, but its merger is
+                                   gone, or in another UDEDUP_DIR
+                not enabled        it takes no part
+    JSON keys:  pid comm domain state enabled mergeable merging_pages
+                zero_pages saved_bytes general_profit pss_bytes uss_bytes
+                (the last two null where they may not be read)
 
     \b
     udedup ps
+    udedup ps 1234
     udedup ps --all --json
     """
     rows = _rows(everybody, pids)
@@ -56,7 +63,7 @@ def _rows(everybody: bool, pids: tuple[int, ...]) -> list[dict[str, Any]]:
     for pid in _own_pids():
         if pid not in rows:
             row = _outsider(pid)
-            if row["state"] == "no merger" or (everybody and row["uss_bytes"] >= _LARGE):
+            if row["state"] == "no merger" or (everybody and (row["uss_bytes"] or 0) >= _LARGE):
                 rows[pid] = row
     return sorted(rows.values(), key=lambda row: (-row["saved_bytes"], row["pid"]))
 
@@ -112,8 +119,8 @@ def _row(pid: int, state: str, domain: str | None, process: dict[str, Any]) -> d
         "zero_pages": process.get("zero_pages", 0),
         "saved_bytes": process.get("saved_bytes", 0),
         "general_profit": process.get("general_profit", 0),
-        "pss_bytes": memory.pss if memory else 0,
-        "uss_bytes": memory.uss if memory else 0,
+        "pss_bytes": memory.pss if memory else None,
+        "uss_bytes": memory.uss if memory else None,
     }
 
 
@@ -122,8 +129,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
         f"{'PID':>8} {'COMM':<16}{'DOMAIN':<12}{'STATE':<19}{'SAVED':>11}{'PROFIT':>11}{'PSS':>11}{'USS':>11}"
     ]
     for row in rows:
-        sizes = "".join(
-            f"{size(row[key]):>11}" for key in ("saved_bytes", "general_profit", "pss_bytes", "uss_bytes")
-        )
+        figures = (row[key] for key in ("saved_bytes", "general_profit", "pss_bytes", "uss_bytes"))
+        sizes = "".join(f"{'-' if figure is None else size(figure):>11}" for figure in figures)
         lines.append(f"{row['pid']:>8} {row['comm']:<16}{row['domain'] or '-':<12}{row['state']:<19}{sizes}")
     return "\n".join(lines)

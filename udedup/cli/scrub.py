@@ -16,6 +16,9 @@ def command(domain: Domain, as_json: bool) -> None:
     Exit status 1 if anything differs: memory that went bad, for the store cannot be written.
 
     \b
+    JSON keys:  pages segments seconds bad[] newly_named
+
+    \b
     udedup scrub
     """
     with connect(domain) as client:

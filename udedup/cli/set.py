@@ -2,14 +2,14 @@
 
 import click
 
-from udedup.cli._common import connect, domain_option
+from udedup.cli._common import complete_knob, connect, domain_option
 from udedup.domain import Domain
 from udedup.knobs import parse_value
 
 
 @click.command()
 @domain_option
-@click.argument("knob")
+@click.argument("knob", shell_complete=complete_knob)
 @click.argument("value")
 def command(domain: Domain, knob: str, value: str) -> None:
     """Set a knob of the domain's merger.
@@ -20,6 +20,10 @@ def command(domain: Domain, knob: str, value: str) -> None:
     sleep_millisecs  the sleep between two scans
 
     All knobs: `udedup get`.
+
+    \b
+    udedup set run 2                 give everything back
+    udedup set sleep_millisecs 500   look less often
     """
     number = parse_value(knob, value)
     with connect(domain) as client:

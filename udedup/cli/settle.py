@@ -16,6 +16,9 @@ def command(ctx: click.Context, domain: Domain, timeout: float) -> None:
     """Wait until two full passes have found nothing more to merge.
 
     Exit status 0 when settled, 1 at the time-out.
+
+    \b
+    udedup settle --timeout 30 && udedup stat
     """
     with connect(domain) as client:
         reply = client.request("settle", timeout=timeout + 10, **{"seconds": timeout})

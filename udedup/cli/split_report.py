@@ -25,6 +25,9 @@ def command(domain: Domain, as_json: bool, pid: int | None, by: str | None, limi
     Reports of ended processes are kept until --clear.
 
     \b
+    JSON keys:  splits lost processes[] by_line[] by_symbol[] by_thread[]
+
+    \b
     udedup run --regions advised --mode trap --split trap -- python train.py
     udedup split-report --by line
     """

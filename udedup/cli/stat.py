@@ -1,12 +1,15 @@
 """udedup stat"""
 
+import contextlib
+import json
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from udedup.cli._common import connect, domain_option, json_option, print_json, size
+from udedup.cli._common import complete_pid, connect, domain_option, json_option, print_json, size
 from udedup.client import Client
 from udedup.domain import Domain
 from udedup.errors import UdedupError
@@ -25,6 +28,7 @@ _COUNTERS = (
     ("vmas_used", "mappings that merging added"),
     ("vmas_budget", "mappings it may add"),
 )
+_CLEAR = "\x1b[H\x1b[2J"
 _COLUMNS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
 
 
@@ -32,29 +36,56 @@ _COLUMNS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
 @domain_option
 @json_option
 @click.option("--watch", is_flag=True, help="Print again every second until interrupted.")
-@click.argument("pids", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1))
+@click.argument("pids", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1), shell_complete=complete_pid)
 def command(domain: Domain, as_json: bool, watch: bool, pids: Sequence[int]) -> None:
     """Print the domain's counters, by KSM's names.
 
-    In JSON the sums stand at the top level, each process is an entry of "processes". With PIDs, only
-    those processes are listed.
+    With PIDs, only those processes are listed; the sums above them are those of the whole domain.
+
+    \b
+    JSON keys:  domain run pages_shared pages_sharing pages_unshared
+                pages_volatile pages_skipped pages_scanned zero_pages
+                full_scans store_pages store_dead_pages saved_bytes
+                general_profit metadata_bytes vmas_used vmas_budget
+                merge_failures{} freeze_us{p50 p99 max count} agent_cpu_s
+                merger{pid cpu_s pss_bytes} knobs{} processes[]
+    processes:  pid comm pages_shared pages_sharing pages_unshared
+                pages_volatile zero_pages merging_pages saved_bytes
+                general_profit vmas_used vmas_budget merge_failures
+                freeze_us eligible_pages hold tracking mode regions
+                preloaded cause agent_cpu_s
 
     \b
     udedup stat
+    udedup stat --watch 1234
     udedup stat --json | jq .saved_bytes
     """
     with connect(domain) as client:
-        while True:
-            stat = _request(client, pids)
-            if as_json:
-                print_json(stat)
-            else:
-                click.echo(_text(stat))
-            if not watch:
-                return
-            time.sleep(1)
-            if not as_json:
-                click.echo()
+        if not watch:
+            _print(_request(client, pids), as_json)
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(client, pids, as_json)
+
+
+def _print(stat: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(stat)
+    else:
+        click.echo(_text(stat))
+
+
+def _watch(client: Client, pids: Sequence[int], as_json: bool) -> None:
+    """Every second: on a terminal in place, else one after another, in JSON a line each."""
+    screen = sys.stdout.isatty() and not as_json
+    while True:
+        stat = _request(client, pids)
+        if as_json:
+            click.echo(json.dumps(stat))
+        else:
+            click.echo(f"{_CLEAR if screen else ''}{_text(stat)}" + ("" if screen else "\n"))
+        sys.stdout.flush()
+        time.sleep(1)
 
 
 def _request(client: Client, pids: Sequence[int]) -> dict[str, Any]:

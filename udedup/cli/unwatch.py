@@ -2,21 +2,29 @@
 
 import click
 
+from udedup.cli._common import complete_domain, complete_pid
 from udedup.domain import Domain
 
 
 @click.command()
-@click.option("--domain", "name", metavar="NAME", help="Domain it takes part in.  [default: found by itself]")
+@click.option(
+    "--domain",
+    "name",
+    metavar="NAME",
+    shell_complete=complete_domain,
+    help="Domain it takes part in.  [default: found by itself]",
+)
 @click.option("--tree", is_flag=True, help="Its descendants too.")
-@click.argument("pid", type=click.IntRange(min=1))
+@click.argument("pid", type=click.IntRange(min=1), shell_complete=complete_pid)
 def command(name: str | None, tree: bool, pid: int) -> None:
     """Unmerge a process and take it out of its domain.
 
-    The memory is its own again; the library stays loaded and does nothing. `udedup watch PID --merge`
-    brings it back. Raises no error for descendants that take no part.
+    Returns when its memory is its own again; the library stays loaded and does nothing.
+    `udedup watch PID --merge` brings it back. With --tree, descendants that take no part are passed over.
 
     \b
     udedup unwatch 1234
+    udedup unwatch 1234 --tree
     """
     from udedup.watch.bring_in import take_out
     from udedup.watch.taking_part import domain_of, require_domain

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from udedup.cli._common import json_option, print_json
+from udedup.cli._common import complete_domain, complete_pid, json_option, print_json
 from udedup.domain import Domain, default_name
+from udedup.watch import columns
 
 if TYPE_CHECKING:
-    from udedup.watch.estimate import Progress
+    from udedup.watch.progress import Bar
     from udedup.watch.session import Session
-
-# Those of view.SORT_COLUMNS, told again here so that --help imports no rich.
-_PROCESS_COLUMNS = ("saved", "merged", "pss", "uss", "rss", "zero", "volatile", "splits", "pid")
-_COLUMNS = (*_PROCESS_COLUMNS, "size", "present", "candidates", "thp")
 
 
 @click.command()
@@ -32,17 +29,25 @@ _COLUMNS = (*_PROCESS_COLUMNS, "size", "present", "candidates", "thp")
 @click.option("--once", is_flag=True, help="Look once, print, and end.")
 @json_option
 @click.option(
-    "--sort", type=click.Choice(_COLUMNS), default="merged", show_default=True, help="Column to sort by."
+    "--sort",
+    type=click.Choice(columns.ALL),
+    metavar="COL",
+    default="merged",
+    show_default=True,
+    help="Column to sort by.",
 )
 @click.option("--merge", is_flag=True, help="Bring the running process in: it takes part from then on.")
 @click.option(
     "--domain",
     "name",
     metavar="NAME",
+    shell_complete=complete_domain,
     help="Domain.  [default: where it takes part, $UDEDUP_DOMAIN, 'default']",
 )
-@click.argument("pid", type=click.IntRange(min=1))
-@click.argument("others", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1))
+@click.argument("pid", type=click.IntRange(min=1), shell_complete=complete_pid)
+@click.argument(
+    "others", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1), shell_complete=complete_pid
+)
 def command(
     tree: bool,
     interval: float,
@@ -56,19 +61,35 @@ def command(
 ) -> None:
     """Watch a process: what is merged, or, if it takes no part, what merging would save.
 
-    A process that takes no part is only read (no stop, no trace); more PIDs are compared with it.
+    A process that takes no part is only read (no stop, no trace); more PIDs are compared with it. What one
+    layout for all would add is not guessed. --merge stops one thread for some milliseconds.
     Keys: q leave, space hold, s sort, ? help. Piped output is plain text, with --json one object a look.
 
     \b
-    JSON keys, both:   pid comm takes_part pss_bytes uss_bytes rss_bytes saved_bytes
-    taking part:       domain merging_pages zero_pages pages_* vmas_used freeze_us merge_failures regions[]
-    taking no part:    estimate{pages_shared pages_sharing pages_unshared zero_pages saved_bytes}
-                       shared_layout stopped_ms cpu_s processes[]
-    With --tree and several processes that take part: a list.
+    JSON keys:       pid comm takes_part pss_bytes uss_bytes rss_bytes
+                     saved_bytes
+    taking part:     domain merging_pages zero_pages pages_shared
+                     pages_sharing pages_unshared pages_volatile pages_split
+                     vmas_used vmas_budget freeze_us{p50 p99 max count}
+                     merge_failures hold tracking mode preloaded cause
+                     agent_cpu_s regions_mode regions[]
+    regions:         kind size_bytes present_bytes huge_bytes merged_pages
+                     zero_pages candidate_pages volatile_pages
+                     fork_shared_pages refused_pages
+    taking no part:  estimate{pages_shared pages_sharing pages_unshared
+                     zero_pages saved_bytes} shared_layout stopped_ms cpu_s
+                     processes[]
+    processes:       pid comm takes_part scanned_pages fork_shared_pages
+                     swapped_pages gone_pages huge_bytes refused_bytes
+                     volatile_share seconds estimate
+
+    \b
+    Several processes that take part are a list in JSON.
 
     \b
     udedup watch 1234                  live
     udedup watch 1234 --once --json    one look
+    udedup watch 1234 1240 1241        what they have in common
     udedup watch 1234 --tree --merge   bring in a pool that runs already
     """
     from udedup.watch.session import Session
@@ -80,15 +101,16 @@ def command(
             click.echo(f"udedup: {target.pid} ({target.comm}) takes part now", err=True)
     with session:
         if once or as_json or not sys.stdout.isatty() or not sys.stdin.isatty():
-            _print(session, interval, once, as_json)
+            _print(session, interval, once, as_json, sort)
         else:
             _live(session, interval, sort)
 
 
-def _print(session: "Session", interval: float, once: bool, as_json: bool) -> None:
+def _print(session: "Session", interval: float, once: bool, as_json: bool, sort: str) -> None:
     try:
         while True:
-            found = session.look(progress=_progress())
+            with _progress() as progress:
+                found = session.look(progress)
             if found is None:
                 return
             if as_json and once:
@@ -96,7 +118,7 @@ def _print(session: "Session", interval: float, once: bool, as_json: bool) -> No
             elif as_json:
                 click.echo(json.dumps(found.as_json()))
             else:
-                click.echo(found.text())
+                click.echo(found.text(sort))
             if once:
                 return
             sys.stdout.flush()
@@ -105,11 +127,11 @@ def _print(session: "Session", interval: float, once: bool, as_json: bool) -> No
         pass
 
 
-def _progress() -> "Progress":
+def _progress() -> "Bar":
     """A bar on stderr for long scans, if that is a terminal."""
-    from udedup.watch.progress import bar
+    from udedup.watch.progress import Bar
 
-    return bar(sys.stderr.isatty())
+    return Bar(sys.stderr.isatty())
 
 
 def _live(session: "Session", interval: float, sort: str) -> None:
@@ -118,7 +140,10 @@ def _live(session: "Session", interval: float, sort: str) -> None:
     from udedup.watch import live
 
     console = Console(highlight=False)
-    session.prepare(_progress())
+    with _progress() as progress:
+        session.prepare(progress)
+    if sort not in session.columns:
+        sort = "merged" if "merged" in session.columns else "saved"
     try:
         ended = not live.run(console, session.draw, interval, sort, session.columns)
     except KeyboardInterrupt:

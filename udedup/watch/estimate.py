@@ -63,6 +63,7 @@ class Scan:
     seconds: float = 0.0
     volatile_share: float = 0.0
     within: Saving | None = None
+    domain: str | None = None  # it takes part there: what is merged already is not read
 
 
 @dataclass

@@ -11,8 +11,10 @@ import time
 import tty
 from collections.abc import Callable, Iterator
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
+from rich.segment import Segment
+from rich.text import Text
 
 from udedup.watch import view
 
@@ -37,14 +39,31 @@ def _key(seconds: float) -> str:
     return os.read(sys.stdin.fileno(), 1).decode(errors="replace") if ready else ""
 
 
+class _Screen:
+    """A picture cut to the terminal's height, the keys always in its last line."""
+
+    def __init__(self, picture: RenderableType, footer: Text) -> None:
+        self._picture, self._footer = picture, footer
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._picture, options.update(height=None), pad=False)
+        for line in lines[: max(1, options.size.height - 2)]:
+            yield from line
+            yield Segment.line()
+        yield Segment.line()
+        self._footer.end = ""
+        self._footer.no_wrap = True
+        yield self._footer
+
+
 def run(console: Console, draw: Draw, interval: float, sort: str, columns: tuple[str, ...]) -> bool:
     """Shows pictures until q or Ctrl-C (True) or nobody is left (False). interval: seconds."""
     paused = helping = False
     with _keys(), Live(console=console, screen=True, auto_refresh=False) as live:
         picture = draw(sort)
         while picture is not None:
-            shown = view.help_panel() if helping else Group(picture, view.footer(paused, sort))
-            live.update(shown, refresh=True)
+            shown = view.help_panel() if helping else picture
+            live.update(_Screen(shown, view.footer(paused, sort)), refresh=True)
             deadline = time.monotonic() + interval
             key = _key(interval)
             if key in ("q", "Q", "\x03", "\x04"):

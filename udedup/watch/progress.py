@@ -3,26 +3,34 @@
 import sys
 import time
 
-from udedup.watch.estimate import Progress
-
 _PATIENCE = 0.5  # seconds before a bar is worth showing
 _WIDTH = 40
+_ERASE = "\r\x1b[K"
 
 
-def bar(wanted: bool) -> Progress:
-    """The callback for estimate(): draws if `wanted`, erases itself at the end."""
-    began = time.monotonic()
-    shown = 0.0
+class Bar:
+    """The callback for estimate(): draws if `wanted`. As a context it wipes itself off."""
 
-    def progress(done: int, total: int) -> None:
-        nonlocal shown
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self._began = time.monotonic()
+        self._shown = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if not wanted or not total or now - began < _PATIENCE or (now - shown < 0.1 and done < total):
+        if not self._wanted or not total or now - self._began < _PATIENCE or now - self._shown < 0.1:
             return
-        shown = now
+        self._shown = now
         filled = done * _WIDTH // total
-        line = f"reading [{'#' * filled}{'.' * (_WIDTH - filled)}] {done >> 20} of {total >> 20} MiB"
-        sys.stderr.write("\r\x1b[K" if done >= total else f"\r{line}")
+        sys.stderr.write(
+            f"\rreading [{'#' * filled}{'.' * (_WIDTH - filled)}] {done >> 20} of {total >> 20} MiB"
+        )
         sys.stderr.flush()
 
-    return progress
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            sys.stderr.write(_ERASE)
+            sys.stderr.flush()

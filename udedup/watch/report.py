@@ -5,6 +5,7 @@ from typing import Any
 
 from udedup import procmem
 from udedup.cli._common import size
+from udedup.watch import columns
 from udedup.watch.estimate import Estimate, Saving, Scan
 from udedup.watch.memory import PAGE
 from udedup.watch.taking_part import Look
@@ -14,19 +15,21 @@ BROUGHT_IN = (
     "brought in while running: heap, CPython's arenas and advised memory are merged; blocks of allocators "
     "that cannot be intercepted (large numpy arrays) are not"
 )
+#: What every estimate says of itself.
+CAVEAT = "an estimate by digests; what a shared layout (`udedup run`) would add is unknown"
 
 
 def estimate_dict(estimate: Estimate) -> dict[str, Any]:
     """Stable keys of `watch --once --json` for processes that take no part."""
     first = estimate.scans[0]
-    memory = procmem.memory(first.target.pid)
+    memory = procmem.memory(first.target.pid) or procmem.Memory(0, 0, 0)  # it has ended
     return {
         "pid": first.target.pid,
         "comm": first.target.comm,
         "takes_part": False,
-        "pss_bytes": memory.pss if memory else 0,
-        "uss_bytes": memory.uss if memory else 0,
-        "rss_bytes": memory.rss if memory else 0,
+        "pss_bytes": memory.pss,
+        "uss_bytes": memory.uss,
+        "rss_bytes": memory.rss,
         "estimate": estimate.together.as_dict(),
         "saved_bytes": estimate.together.saved_pages * PAGE,
         "shared_layout": "unknown",
@@ -40,6 +43,7 @@ def _scan_dict(scan: Scan) -> dict[str, Any]:
     return {
         "pid": scan.target.pid,
         "comm": scan.target.comm,
+        "takes_part": scan.domain is not None,
         "scanned_pages": scan.present,
         "fork_shared_pages": scan.relatives,
         "swapped_pages": scan.swapped,
@@ -52,21 +56,22 @@ def _scan_dict(scan: Scan) -> dict[str, Any]:
     }
 
 
-def estimate_text(estimate: Estimate) -> str:
+def estimate_text(estimate: Estimate, sort: str) -> str:
     lines = []
-    for scan in estimate.scans:
-        lines.append(
-            f"process {scan.target.pid} ({scan.target.comm}) takes no part; merging would save within it"
-        )
+    for scan in columns.sorted_scans(estimate.scans, sort):
+        part = "takes no part; merging would save within it"
+        if scan.domain is not None:
+            part = f"takes part in domain {scan.domain}; in what of it is not merged"
+        lines.append(f"process {scan.target.pid} ({scan.target.comm}) {part}")
         lines.append(_saving_text(scan.within, scan.present))
-        notes = list(_notes(scan))
-        if notes:
-            lines.append("  " + "; ".join(notes))
+        words = "; ".join(notes(scan, told=True))
+        if words:
+            lines.append("  " + words)
     if len(estimate.scans) > 1:
         pages = sum(scan.present for scan in estimate.scans)
         lines.append(f"all {len(estimate.scans)} processes together, what is equal between them included")
         lines.append(_saving_text(estimate.together, pages))
-    lines.append("  an estimate by digests; what a shared layout (`udedup run`) would add is unknown")
+    lines.append(f"  {CAVEAT}")
     return "\n".join(lines)
 
 
@@ -81,7 +86,10 @@ def _saving_text(saving: Saving | None, pages: int) -> str:
     )
 
 
-def _notes(scan: Scan) -> Iterable[str]:
+def notes(scan: Scan, told: bool = False) -> Iterable[str]:
+    """What else is to say of a scan. told: that it takes part was said."""
+    if scan.domain is not None and not told:
+        yield f"takes part in domain {scan.domain}: only what is not merged was read"
     if scan.relatives:
         yield f"{size(scan.relatives * PAGE)} shared with a fork relative already"
     if scan.swapped:
@@ -95,7 +103,7 @@ def _notes(scan: Scan) -> Iterable[str]:
             yield f"{size(nbytes)} not eligible ({cause})"
 
 
-def look_text(look: Look, splits: float) -> str:
+def look_text(look: Look, splits: float, sort: str) -> str:
     counters = look.counters
     freeze = counters.get("freeze_us", {})
     lines = [
@@ -113,18 +121,9 @@ def look_text(look: Look, splits: float) -> str:
     refused = refusals(counters)
     if refused:
         lines.append(f"  not merged: {refused}")
-    lines.append(
-        "".join(f"{head:>11}" for head in ("REGION", "SIZE", "PRESENT", "MERGED", "ZERO", "CANDIDATE", "THP"))
-    )
-    for region in look.regions:
-        cells = (
-            region.size,
-            region.present,
-            region.merged * PAGE,
-            region.zero * PAGE,
-            region.candidates * PAGE,
-            region.huge,
-        )
+    lines.append("".join(f"{head.upper():>11}" for head in ("region", *columns.REGIONS)))
+    for region in columns.sorted_regions(look.regions, sort):
+        cells = columns.of_region(region).values()
         lines.append(f"{region.kind:>11}" + "".join(f"{size(cell):>11}" for cell in cells))
     return "\n".join(lines)
 

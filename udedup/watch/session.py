@@ -1,6 +1,7 @@
 """One `udedup watch`: which processes, which of them take part, and the next look at them."""
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,14 @@ from rich.text import Text
 from udedup import procmem
 from udedup.domain import Domain
 from udedup.errors import UdedupError
-from udedup.watch import report, view
+from udedup.watch import columns, report, view, view_estimate
 from udedup.watch.estimate import Estimate, Progress, estimate
-from udedup.watch.taking_part import Look, Watcher, domain_of, require_domain
+from udedup.watch.taking_part import Look, Watcher, check_unknown, domain_of, require_domain
 from udedup.watch.target import Target, find, ptrace_scope
 from udedup.watch.tree import with_children
+
+_AGAIN = 10.0  # seconds after which the live view reads again, if that costs less than a fiftieth of the time
+_SHARE = 50
 
 
 @dataclass
@@ -24,6 +28,7 @@ class Found:
     looks: list[Look]
     estimate: Estimate | None
     histories: dict[int, view.History]
+    outsiders: list[Target]
 
     def as_json(self) -> Any:
         if self.estimate:
@@ -31,12 +36,21 @@ class Found:
         dicts = [look.as_dict() for look in self.looks]
         return dicts[0] if len(dicts) == 1 else dicts
 
-    def text(self) -> str:
+    def text(self, sort: str) -> str:
         if self.estimate:
-            return report.estimate_text(self.estimate)
-        return "\n".join(
-            report.look_text(look, self.histories[look.target.pid].splits_per_s) for look in self.looks
-        )
+            return report.estimate_text(self.estimate, sort)
+        texts = [
+            report.look_text(look, self.splits(look), sort)
+            for look in columns.sorted_looks(self.looks, self.splits, sort)
+        ]
+        return "\n".join([*texts, *map(outsider_text, self.outsiders)])
+
+    def splits(self, look: Look) -> float:
+        return self.histories[look.target.pid].splits_per_s
+
+
+def outsider_text(target: Target) -> str:
+    return f"process {target.pid} ({target.comm}) takes no part in this domain; look at it by itself"
 
 
 class Session:
@@ -48,6 +62,7 @@ class Session:
         self._tree, self._wanted = tree, wanted
         self._watcher: Watcher | None = None
         self._estimate: Estimate | None = None
+        self._estimated = 0.0
         self._merge_into: Domain | None = None
         self.histories: dict[int, view.History] = {}
 
@@ -55,6 +70,8 @@ class Session:
         domain = domain_of(self.root.pid)
         if domain is not None or self._wanted is not None:
             self._watcher = Watcher(require_domain(self.root.pid, self._wanted))
+        else:
+            check_unknown(self.root.pid)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +81,9 @@ class Session:
     @property
     def columns(self) -> tuple[str, ...]:
         """What the key s goes through."""
-        return view.PROCESS_COLUMNS if self._tree or self._others else view.REGION_COLUMNS
+        if self._watcher is None:
+            return columns.ESTIMATES
+        return columns.PROCESSES if self._tree or self._others else columns.REGIONS
 
     def targets(self) -> list[Target]:
         """The processes watched, the root first."""
@@ -92,7 +111,7 @@ class Session:
         if not self.root.alive():
             return None
         if self._watcher is None:
-            return Found([], estimate(self._readable(), progress), self.histories)
+            return Found([], self._new_estimate(progress), self.histories, [])
         if self._merge_into and self._tree:
             self.bring_in(self._merge_into)
         looks = self._watcher.look(self.targets())
@@ -104,7 +123,17 @@ class Session:
             )
         for look in looks:
             self.histories.setdefault(look.target.pid, view.History()).add(look)
-        return Found(looks, None, self.histories)
+        inside = {look.target.pid for look in looks}
+        outsiders = [other for other in self._others if other.pid not in inside and other.alive()]
+        return Found(looks, None, self.histories, outsiders)
+
+    def _new_estimate(self, progress: Progress) -> Estimate:
+        found = estimate(self._readable(), progress)
+        for scan in found.scans:
+            domain = domain_of(scan.target.pid)
+            scan.domain = domain.name if domain else None
+        self._estimate, self._estimated = found, time.monotonic()
+        return found
 
     def _readable(self) -> list[Target]:
         """Descendants of other users cannot be read; leave them out, but not what was named."""
@@ -115,36 +144,35 @@ class Session:
     def prepare(self, progress: Progress) -> None:
         """For a process that takes no part: the scan that the live view shows."""
         if self._watcher is None:
-            self._estimate = estimate(self._readable(), progress)
+            self._new_estimate(progress)
 
     def draw(self, sort: str) -> RenderableType | None:
         """The live view's picture; None when the root has ended."""
         if self._estimate is not None:
-            return self._draw_estimate(self._estimate)
-        found = self.look(lambda done, total: None)
+            return self._draw_estimate(self._estimate, sort)
+        found = self.look(_silent)
         if found is None:
             return None
-        if len(found.looks) == 1 and not self._tree:
+        if len(found.looks) == 1 and not self._tree and not self._others:
             look = found.looks[0]
             return view.one(look, self.histories[look.target.pid], sort)
-        return view.many(found.looks, self.histories, sort)
+        notes = (Text(outsider_text(target), "yellow") for target in found.outsiders)
+        return Group(view.many(found.looks, self.histories, sort), *notes)
 
-    def _draw_estimate(self, found: Estimate) -> RenderableType | None:
+    def _draw_estimate(self, found: Estimate, sort: str) -> RenderableType | None:
         memory = procmem.memory(self.root.pid)
         if memory is None or not self.root.alive():
             return None
+        age = time.monotonic() - self._estimated
+        if age > max(_AGAIN, _SHARE * found.cpu_s):
+            found, age = self._new_estimate(_silent), 0.0
         history = self.histories.setdefault(self.root.pid, view.History())
         history.add_memory(memory)
         hint = f"bring it in: udedup watch {self.root.pid} --merge"
         if ptrace_scope() and os.geteuid() != 0:
             hint = "start it under `udedup run` to merge it"
-        return Group(
-            Text.assemble(
-                ("udedup watch  ", "dim"), (f"{self.root.pid} {self.root.comm}", "bold"), "  takes no part"
-            ),
-            Text(),
-            view.memory_lines(memory, history),
-            Text(),
-            Text(report.estimate_text(found)),
-            Text(hint, "dim"),
-        )
+        return view_estimate.picture(self.root, memory, history, found, age, sort, hint)
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Progress that nobody sees."""

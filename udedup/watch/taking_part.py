@@ -1,5 +1,6 @@
 """Who takes part, in which domain, and one look at such a process."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +54,26 @@ def domain_of(pid: int) -> Domain | None:
     return None
 
 
+def check_unknown(pid: int) -> None:
+    """For a process that no merger of ours knows: raises if it takes part all the same."""
+    if not has_agent(pid):
+        return
+    uid = Path(f"/proc/{pid}").stat().st_uid
+    if uid != os.geteuid():
+        raise NoMerger(f"process {pid} takes part in a domain of uid {uid}; run udedup as that user")
+    raise NoMerger(
+        f"process {pid} takes part, but no merger in {base_dir()} knows it; start its merger again "
+        "(`udedup merger`), or set UDEDUP_DIR as it was there"
+    )
+
+
 def require_domain(pid: int, wanted: Domain | None) -> Domain:
     """The domain the process takes part in. Raises if none, or another than was asked for."""
     found = domain_of(pid)
     if found is None:
         if wanted is not None:
             Client(wanted).close()  # raises when no merger runs
-        if has_agent(pid):
-            raise NoMerger(f"process {pid} takes part, but its merger is gone; start one: `udedup merger`")
+        check_unknown(pid)
         raise UdedupError(f"process {pid} takes no part; bring it in by `udedup watch {pid} --merge`")
     if wanted is not None and found != wanted:
         raise UdedupError(

@@ -1,4 +1,4 @@
-"""The live view's picture: rich tables and graphs of looks at processes that take part, or of an estimate.
+"""The live view's picture of processes that take part: rich tables and graphs.
 
 Nothing here reads /proc or the merger: it draws what it is given.
 """
@@ -14,15 +14,12 @@ from rich.text import Text
 
 from udedup.cli._common import size
 from udedup.procmem import Memory
+from udedup.watch import columns
 from udedup.watch.memory import PAGE
 from udedup.watch.regions import Region
 from udedup.watch.report import BROUGHT_IN, refusals
 from udedup.watch.taking_part import Look
 
-#: Columns of --sort and of the key s; those of regions first.
-REGION_COLUMNS = ("size", "present", "merged", "zero", "candidates", "volatile", "thp")
-PROCESS_COLUMNS = ("pid", "pss", "uss", "rss", "saved", "merged", "zero", "volatile", "splits")
-SORT_COLUMNS = tuple(dict.fromkeys((*PROCESS_COLUMNS, *REGION_COLUMNS)))
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
 
@@ -35,7 +32,13 @@ saved      what the kernel has one copy of instead of several, the store counted
 PSS        memory, shared pages by parts; USS: its own pages alone
 candidate  pages that did not change for a pass: compared with everybody's
 volatile   pages that change too fast
-splits     writes to merged pages, each of which got its own copy"""
+splits     writes to merged pages, each of which got its own copy
+
+heap       what brk gave malloc
+arenas     CPython's arenas, glibc's of threads
+large      blocks of 128 KiB and more: numpy arrays, buffers
+libraries  data of libraries and programs that was written to
+refused    stacks, locked and special memory"""
 
 
 @dataclass
@@ -143,78 +146,58 @@ def _figures(look: Look, history: History) -> Table:
     return table
 
 
-def _region_value(region: Region, column: str) -> int:
-    values = {
-        "size": region.size,
-        "present": region.present,
-        "merged": region.merged * PAGE,
-        "zero": region.zero * PAGE,
-        "candidates": region.candidates * PAGE,
-        "volatile": region.volatile * PAGE,
-        "thp": region.huge,
-    }
-    return values.get(column, region.present)
-
-
 def _region_table(regions: list[Region], sort: str) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    table.add_column("REGION")
-    for column in REGION_COLUMNS:
-        table.add_column(Text(column.upper(), "reverse" if column == sort else ""), justify="right")
-    for region in sorted(regions, key=lambda region: -_region_value(region, sort)):
-        cells = [size(_region_value(region, column)) for column in REGION_COLUMNS]
-        table.add_row(region.kind, *(Text(cell, "dim" if cell == "0 B" else "") for cell in cells))
+    table = new_table(("region",), columns.REGIONS, sort)
+    for region in columns.sorted_regions(regions, sort):
+        cells = (cell(name, value) for name, value in columns.of_region(region).items())
+        table.add_row(region.kind, *cells)
     return table
+
+
+def new_table(names: Sequence[str], figures: Sequence[str], sort: str) -> Table:
+    """A table with these columns, the one that is sorted by marked. What is too wide is cut from names."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for name in (*names, *figures):
+        right = name in figures or name == "pid"
+        head = Text(name.upper(), "reverse" if name == sort else "")
+        table.add_column(
+            head, justify="right" if right else "left", no_wrap=name != "comm", overflow="ellipsis"
+        )
+    return table
+
+
+def cell(name: str, value: float) -> Text:
+    """A figure of the column `name`, in few characters: bytes as 216K, 85.1M, 1.2G."""
+    if name == "splits":
+        return Text(f"{value:.0f}/s")
+    power = 0
+    while abs(value) >= 1000 and power < 3:
+        value /= 1024
+        power += 1
+    return Text(f"{value:.{int(power > 1)}f}{'KMG'[power - 1] if power else ''}", "" if value else "dim")
 
 
 def many(looks: list[Look], histories: dict[int, History], sort: str) -> RenderableType:
     """Several processes, a line each, and their sums."""
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    for column in ("pid", "comm", *PROCESS_COLUMNS[1:]):
-        right = column not in ("comm",)
-        table.add_column(
-            Text(column.upper(), "reverse" if column == sort else ""), justify="right" if right else "left"
-        )
-    key = sort if sort in PROCESS_COLUMNS else "saved"
-    rows = [(look, _process_values(look, histories[look.target.pid])) for look in looks]
-    rows.sort(key=lambda row: row[1][key], reverse=key != "pid")
-    for look, values in rows:
-        table.add_row(
-            str(look.target.pid),
-            look.target.comm,
-            *(_cell(name, values[name]) for name in PROCESS_COLUMNS[1:]),
-        )
+    figures = columns.PROCESSES[1:]
+    table = new_table(("pid", "comm"), figures, sort)
+    rows = []
+    for look in columns.sorted_looks(looks, lambda one: histories[one.target.pid].splits_per_s, sort):
+        values = columns.of_process(look, histories[look.target.pid].splits_per_s)
+        rows.append(values)
+        table.add_row(str(look.target.pid), look.target.comm, *(cell(name, values[name]) for name in figures))
     if len(rows) > 1:
-        sums = {name: sum(values[name] for _, values in rows) for name in PROCESS_COLUMNS[1:]}
-        table.add_row("", "sum", *(_cell(name, sums[name]) for name in PROCESS_COLUMNS[1:]), style="bold")
+        sums = {name: sum(values[name] for values in rows) for name in figures}
+        table.add_row("", "sum", *(cell(name, sums[name]) for name in figures), style="bold")
     domain = looks[0].domain if looks else "?"
     return Group(
         Text.assemble(("udedup watch  ", "dim"), f"{len(looks)} processes  domain {domain}"), Text(), table
     )
 
 
-def _process_values(look: Look, history: History) -> dict[str, float]:
-    counters = look.counters
-    return {
-        "pid": look.target.pid,
-        "pss": look.memory.pss,
-        "uss": look.memory.uss,
-        "rss": look.memory.rss,
-        "saved": counters.get("saved_bytes", 0),
-        "merged": counters.get("merging_pages", 0) * PAGE,
-        "zero": counters.get("zero_pages", 0) * PAGE,
-        "volatile": counters.get("pages_volatile", 0) * PAGE,
-        "splits": history.splits_per_s,
-    }
-
-
-def _cell(name: str, value: float) -> str:
-    return f"{value:.0f}/s" if name == "splits" else size(value)
-
-
 def footer(paused: bool, sort: str) -> Text:
     state = "held  " if paused else ""
-    return Text(f"\n{state}q leave  space hold  s sort ({sort})  ? help", "dim")
+    return Text(f"{state}q leave  space hold  s sort ({sort})  ? help", "dim")
 
 
 def help_panel() -> Panel:
