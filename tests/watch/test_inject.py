@@ -218,7 +218,10 @@ def test_killed_inside_the_call_the_sleep_goes_on(victim, built, tmp_path, mode)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     line = process.stdout.readline()
     assert line.startswith("1 "), (steps, process.stderr.read())
-    assert not left_behind(process.pid)
+    deadline = time.monotonic() + 10
+    while left_behind(process.pid):  # where the machine is slow, the kill came in a later sleep
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_missing_symbol_and_missing_library(victim, built, tmp_path):

@@ -63,6 +63,34 @@ def connect(domain: Domain) -> Client:
     return Client(domain)
 
 
+#: What the causes of "merge_failures" mean.
+_CAUSES = {
+    "changed": "written meanwhile",
+    "gone": "unmapped meanwhile",
+    "stack": "a stack or TLS",
+    "locked": "locked or special memory",
+    "vmas": "no mappings left",
+    "nomem": "no memory",
+    "busy": "the program was mapping memory",
+    "hold_deadline": "threads not stopped in time",
+    "hold_traced": "a debugger is there",
+    "hold_refused": "ptrace refused, see `udedup doctor`",
+    "syscall": "in a call that must not be interrupted",
+    "seals": "a segment without seals",
+    "segment": "a segment could not be mapped",
+    "pinned": "asynchronous I/O in flight",
+}
+
+
+def failures_text(failures: dict[str, int]) -> str:
+    """Pages not merged by cause, in words; "" if there are none."""
+    return ", ".join(
+        f"{count} {cause}" + (f" ({_CAUSES[cause]})" if cause in _CAUSES else "")
+        for cause, count in failures.items()
+        if count
+    )
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 

@@ -30,7 +30,8 @@ def command(as_json: bool, everybody: bool, pids: tuple[int, ...]) -> None:
                 not enabled        it takes no part
     JSON keys:  pid comm domain state enabled mergeable merging_pages
                 zero_pages saved_bytes general_profit pss_bytes uss_bytes
-                (the last two null where they may not be read)
+
+    The sizes of processes that may not be read are null.
 
     \b
     udedup ps

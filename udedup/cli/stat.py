@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from udedup.cli._common import complete_pid, connect, domain_option, json_option, print_json, size
+from udedup.cli._common import (
+    complete_pid,
+    connect,
+    domain_option,
+    failures_text,
+    json_option,
+    print_json,
+    size,
+)
 from udedup.client import Client
 from udedup.domain import Domain
 from udedup.errors import UdedupError
@@ -110,9 +118,9 @@ def _text(stat: dict[str, Any]) -> str:
             f"{'freeze_us':<17}{freeze.get('max', 0):>12.0f}  longest pause; "
             f"p50 {freeze.get('p50', 0):.0f}, p99 {freeze.get('p99', 0):.0f}, {freeze['count']} pauses"
         )
-    failures = {cause: count for cause, count in stat.get("merge_failures", {}).items() if count}
+    failures = failures_text(stat.get("merge_failures", {}))
     if failures:
-        lines.append("not merged       " + ", ".join(f"{cause} {count}" for cause, count in failures.items()))
+        lines.append(f"not merged, pages: {failures}")
     if stat.get("processes"):
         heads = "".join(f"{name.removeprefix('pages_').upper():>10}" for name in _COLUMNS)
         lines += ["", f"{'PID':>8} {'COMM':<16}{heads}{'CPU s':>8}"]

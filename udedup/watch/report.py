@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from udedup import procmem
-from udedup.cli._common import size
+from udedup.cli._common import failures_text, size
 from udedup.watch import columns
 from udedup.watch.estimate import Estimate, Saving, Scan
 from udedup.watch.memory import PAGE
@@ -136,7 +136,6 @@ def _injected(counters: dict[str, Any]) -> str:
 
 def refusals(counters: dict[str, Any]) -> str:
     """What was refused and why, in words; "" if nothing was."""
-    causes = [f"{cause} {count}" for cause, count in counters.get("merge_failures", {}).items() if count]
-    if counters.get("cause"):
-        causes.append(str(counters["cause"]))
-    return ", ".join(causes)
+    failures = failures_text(counters.get("merge_failures", {}))
+    pages = f"pages: {failures}" if failures else ""
+    return ", ".join(filter(None, (pages, str(counters.get("cause") or ""))))
