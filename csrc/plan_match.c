@@ -135,6 +135,33 @@ static uint32_t match_stable(struct ud_planner *p, struct ud__session *s, uint32
     return n;
 }
 
+static bool any_claimed(const struct ud__session *s, uint32_t page, uint32_t n)
+{
+    for (uint32_t i = page; i < page + n; i++)
+        if (ud__bit(s->claim, i))
+            return true;
+    return false;
+}
+
+/* One page run of s waits for o's, or the other way round: of a run that fills segments each publishes a share, so that
+ * neither keeps everybody waiting. Shorter runs stay together, in one owner's address order. */
+static int pair_up(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__session *o, uint32_t theirs, uint32_t n)
+{
+    struct ud__wait wait = {s->id, page, theirs, n, false};
+    if (n == p->conf.segment_pages && o != s && s->queued + n <= o->queued && !any_claimed(o, theirs, n)) {
+        struct ud__session *other = s;
+        wait = (struct ud__wait){o->id, theirs, page, n, false};
+        s = o;
+        o = other;
+    }
+    if (ud__wait_for(p, o, wait))
+        return -ENOMEM;
+    ud__claim(s, wait.page, n, true);
+    s->planned_runs++;
+    ud__queue(p, o, wait.owner, n);
+    return 0;
+}
+
 static uint32_t match_pair(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__ref to, int64_t now)
 {
     struct ud__session *o = ud__session(p, to.id);
@@ -153,13 +180,13 @@ static uint32_t match_pair(struct ud_planner *p, struct ud__session *s, uint32_t
     uint32_t n = extend(p, s, page, to), back = extend_back(p, s, page, to);
     if (s->mute_until > now || !worth(p, s, o, page, n + back, now))
         return n;
-    if (ud__wait_for(p, o, (struct ud__wait){s->id, page - back, to.page - back, n + back, false})) {
-        ud__put_off(s, page, now + BUSY_AGAIN, true);
-        return n;
+    for (uint32_t from = 0, part; from < n + back; from += part) {
+        part = n + back - from < p->conf.segment_pages ? n + back - from : p->conf.segment_pages;
+        if (pair_up(p, s, page - back + from, o, to.page - back + from, part)) {
+            ud__put_off(s, page, now + BUSY_AGAIN, true);
+            return n;
+        }
     }
-    ud__claim(s, page - back, n + back, true);
-    s->planned_runs++;
-    ud__queue(p, o, to.page - back, n + back);
     return n;
 }
 

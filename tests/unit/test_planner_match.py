@@ -353,3 +353,19 @@ def test_of_several_candidates_one_goes_to_the_store(bench: Bench) -> None:
     bench.settle()
     sums, store = bench.count()
     assert (sums["sharing"], store["slots"]) == (100 + 900, 100 + 300)
+
+
+def test_a_run_of_several_segments_is_published_by_both(bench: Bench) -> None:
+    """Each publishes about half of it, and all is stored once."""
+    segment = (16 << 20) // PAGE
+    contents = numbers(1, 2 * segment)
+    for vaddr in (HERE, THERE, THERE + (1 << 30)):
+        bench.join()[1].write(vaddr, contents)
+    bench.settle()
+    published = [0, 0, 0, 0]
+    for kind, sid, data in bench.sent:
+        if kind == wire.PUBLISH:
+            published[sid] += sum(npages for _, npages, _ in runs(data))
+    assert published[1:] == [segment, segment, 0]
+    sums, store = bench.count()
+    assert (sums["shared"], sums["sharing"], store["slots"]) == (2 * segment, 4 * segment, 2 * segment)
