@@ -1,11 +1,12 @@
 /* unmerge.c: plain anonymous memory back in the place of merged pages; what the interposers do with it.
  *
  * Guarantees: in a hold, contents are copied aside and moved into place by one mremap(MREMAP_FIXED): whoever
- * is killed when, a page is either still merged or already plain. Only mappings of our segments
+ * is killed when, a page is either still merged or already plain; its protection is kept. Only mappings of our segments
  * are replaced (asked of the kernel in the same hold), so stale bits of the merged map harm nobody.
  * Fails: -ENOMEM leaves the rest merged, which is valid memory; a hold that cannot be had is tried again for ten
  * seconds, then -EAGAIN.
  */
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include "internal.h"
@@ -17,15 +18,31 @@ static long map_plain(uint64_t at, uint64_t len, int fixed)
     return ud__sys(__NR_mmap, at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
 }
 
-static int unmerge_chunk(uint64_t at, uint64_t len, int writable)
+/* What the program has closed to itself is read by the door that asks no protection. 0 or -errno. */
+static long copy_closed(long to, uint64_t at, uint64_t len)
 {
-    long scratch = map_plain(ud__hint(len), len, 0);
+    long fd = ud__sys(__NR_openat, AT_FDCWD, "/proc/self/mem", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return fd;
+    long r = ud__sys(__NR_pread64, fd, to, len, at);
+    ud__sys(__NR_close, fd);
+    return r < 0 ? r : r == (long)len ? 0 : -EIO;
+}
+
+static int unmerge_chunk(uint64_t at, uint64_t len, uint32_t flags)
+{
+    long r = 0, scratch = map_plain(ud__hint(len), len, 0);
     if (ud__is_err(scratch))
         return (int)scratch;
-    __builtin_memcpy((void *)scratch, (const void *)at, len);
-    if (!writable) /* data of a library: its protection is kept */
-        ud__sys(__NR_mprotect, scratch, len, PROT_READ);
-    long r = ud__sys(__NR_mremap, scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+    if (flags & UD__VMA_R)
+        __builtin_memcpy((void *)scratch, (const void *)at, len);
+    else
+        r = copy_closed(scratch, at, len);
+    int prot = (flags & UD__VMA_R ? PROT_READ : 0) | (flags & UD__VMA_W ? PROT_WRITE : 0) | (flags & UD__VMA_X ? PROT_EXEC : 0);
+    if (!r && prot != (PROT_READ | PROT_WRITE))
+        r = ud__sys(__NR_mprotect, scratch, len, prot);
+    if (!r)
+        r = ud__sys(__NR_mremap, scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at);
     if (ud__is_err(r)) {
         ud__sys(__NR_munmap, scratch, len);
         return (int)r;
@@ -35,14 +52,14 @@ static int unmerge_chunk(uint64_t at, uint64_t len, int writable)
 }
 
 /* The next mapping of a segment of ours within [*at, end), cut to it; 0 if there is none. */
-static int next_segment(struct ud__maps *m, uint64_t at, uint64_t end, uint64_t *from, uint64_t *to, int *writable)
+static int next_segment(struct ud__maps *m, uint64_t at, uint64_t end, uint64_t *from, uint64_t *to, uint32_t *flags)
 {
     struct ud__vma v;
     while (at < end && ud__maps_find(m, at, &v) == 0 && v.start < end) {
         if (ud__vma_is_segment(&v)) {
             *from = v.start > at ? v.start : at;
             *to = v.end < end ? v.end : end;
-            *writable = (v.flags & UD__VMA_W) != 0;
+            *flags = v.flags;
             return 1;
         }
         at = v.end;
@@ -61,12 +78,12 @@ void ud__job_unmerge(struct ud__job *j)
     for (; j->done < j->npieces; j->done++) {
         struct ud__piece *p = &j->pieces[j->done];
         uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift), from, to;
-        int writable;
-        while (next_segment(&j->maps, at, end, &from, &to, &writable)) {
+        uint32_t flags;
+        while (next_segment(&j->maps, at, end, &from, &to, &flags)) {
             uint64_t len = to - from, chunk = (uint64_t)CHUNK_PAGES << ud__page_shift;
             if (len > chunk)
                 len = chunk;
-            int r = unmerge_chunk(from, len, writable);
+            int r = unmerge_chunk(from, len, flags);
             if (r < 0) {
                 j->result = (uint64_t)(int64_t)r;
                 return;
@@ -86,8 +103,8 @@ void ud__job_unmerge(struct ud__job *j)
 void ud__job_discard(struct ud__job *j)
 {
     uint64_t at = j->pieces[0].vaddr, end = at + ((uint64_t)j->pieces[0].npages << ud__page_shift), from, to;
-    int writable;
-    while (next_segment(&j->maps, at, end, &from, &to, &writable)) {
+    uint32_t flags;
+    while (next_segment(&j->maps, at, end, &from, &to, &flags)) {
         long r = map_plain(from, to - from, MAP_FIXED);
         if (ud__is_err(r)) {
             j->result = (uint64_t)r;

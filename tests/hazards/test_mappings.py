@@ -9,8 +9,8 @@ QUIET = [
     "munmap_merged", "munmap_hole", "mmap_fixed_over", "file_mapping_is_not_ours", "mremap_grow",
     "mremap_grow_in_place", "mremap_shrink", "mremap_move", "mremap_move_part", "realloc_large",
     "calloc_after_free", "dontneed", "free_advice", "remove_advice", "dontfork", "wipeonfork",
-    "hugepage", "huge_pages", "mergeable", "mprotect_and_back", "mprotect_read_stays", "mlock_merged",
-    "mlockall_merged", "brk_moves", "trim", "errors_stay",
+    "hugepage", "huge_pages", "mergeable", "mprotect_and_back", "mprotect_read_stays", "protections_kept",
+    "mlock_merged", "mlockall_merged", "brk_moves", "trim", "errors_stay",
 ]  # fmt: skip
 
 

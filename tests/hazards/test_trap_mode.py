@@ -8,7 +8,8 @@ from hazards.lab import Lab
 MAPPINGS = [
     "munmap_merged", "munmap_hole", "mmap_fixed_over", "mremap_grow", "mremap_shrink", "mremap_move",
     "mremap_move_part", "dontneed", "free_advice", "remove_advice", "dontfork", "wipeonfork", "mergeable",
-    "mprotect_and_back", "mprotect_read_stays", "mlockall_merged", "realloc_large", "errors_stay",
+    "mprotect_and_back", "mprotect_read_stays", "protections_kept", "mlockall_merged", "realloc_large",
+    "errors_stay",
 ]  # fmt: skip
 PROCESSES = [
     "stores_are_kept", "fork_while_writing", "fork_storm", "child_lives_on", "vfork_and_spawn", "exec_merged",

@@ -301,6 +301,30 @@ static void mprotect_read_stays(void) /* a merge must not open what the program 
     printf("read into READ %zd errno %d\n", got, errno);
 }
 
+/* Closed to itself, or made executable, and then taken back by us (DONTDUMP): contents and protection are as they were. */
+static void protections_kept(void)
+{
+    char *p = merged_area(N, 24), line[256];
+    CHECK(mprotect(p, 2 * PAGE, PROT_NONE) == 0);
+    CHECK(mprotect(p + 2 * PAGE, 2 * PAGE, PROT_READ | PROT_EXEC) == 0);
+    CHECK(mprotect(p + 4 * PAGE, 2 * PAGE, PROT_READ) == 0);
+    SAY("DONTDUMP", madvise(p, N * PAGE, MADV_DONTDUMP));
+    printf("merged %zu\n", merged_in(p + 2 * PAGE, N - 2));
+    FILE *maps = fopen("/proc/self/maps", "re");
+    while (fgets(line, sizeof line, maps)) {
+        uintptr_t from, to;
+        char perms[5];
+        if (sscanf(line, "%lx-%lx %4s", &from, &to, perms) != 3)
+            continue;
+        for (size_t i = 0; i < N; i++)
+            if (from <= (uintptr_t)p + i * PAGE && (uintptr_t)p + i * PAGE < to)
+                printf("page %zu %s\n", i, perms);
+    }
+    fclose(maps);
+    CHECK(mprotect(p, N * PAGE, PROT_READ | PROT_WRITE) == 0);
+    printf("wrong %zu\n", wrong(p, N, 24));
+}
+
 static void mlock_merged(void)
 {
     char *p = merged_area(4, 22);
@@ -396,5 +420,5 @@ static void errors_stay(void)
 MAIN(T(munmap_merged), T(munmap_hole), T(mmap_fixed_over), T(file_mapping_is_not_ours), T(mremap_grow),
      T(mremap_grow_in_place), T(mremap_shrink), T(mremap_move), T(mremap_move_part), T(realloc_large),
      T(calloc_after_free), T(dontneed), T(dontneed_raw), T(free_advice), T(remove_advice), T(dontfork), T(wipeonfork),
-     T(hugepage), T(huge_pages), T(mergeable), T(mprotect_and_back), T(mprotect_read_stays), T(mlock_merged),
+     T(hugepage), T(huge_pages), T(mergeable), T(mprotect_and_back), T(mprotect_read_stays), T(protections_kept), T(mlock_merged),
      T(mlockall_merged), T(brk_moves), T(trim), T(errors_stay))
