@@ -9,7 +9,7 @@
  *
  * Pages of the program:
  *   0  written by W (stores), K (a system call writes for it), D (asynchronous I/O)
- *   1  given back, unmapped and mapped again by U
+ *   1  given back, unmapped and mapped again by U, or moved away by M
  *   2  the last page of the mapping; G grows the mapping past it with an mremap nobody intercepts
  *   3  where it grows to
  * Page p is compared with slot p of the segment; all slots hold 1, slot 3 somebody else's 5.
@@ -43,6 +43,7 @@ typedef Space {
     byte val[4];   /* content of the private frame */
     bit own[4];    /* SEG: the kernel has made a private copy */
     bit ro[4];     /* write-protected by us */
+    bit closed[4]; /* trap: ... by a window that was open at the fork, and that nobody here will end */
     bit mbit[4];   /* merged map: "this page is mapped from a segment" */
     byte ghost[4]; /* what the program must read */
     byte busy;     /* threads inside an interposed memory call */
@@ -216,6 +217,25 @@ proctype Unmapper() {
     atomic { RUN(U) -> exists[U] = 0 }
 }
 
+#ifdef TRAP
+/* mremap of page 1: what arrives elsewhere must be writable, for nobody knows there that it is ours. */
+proctype Mover() {
+#ifdef NO_OPENFIRST
+    as[0].batch == 0;
+    as[0].ro[1] = 0;
+    registered = 0;
+#else
+    registered = 0; /* busy: no window begins from here on */
+    as[0].batch == 0;
+    as[0].ro[1] = 0;
+#endif
+    atomic {
+        assert(!as[0].ro[1]); /* moved read-only: a write there is a crash */
+        as[0].vma[1] = NONE; as[0].own[1] = 0; as[0].mbit[1] = 0 }
+    atomic { RUN(U) -> exists[U] = 0 }
+}
+#endif
+
 /* realloc inside libc: one mapping grows in place, two mappings make mremap fail (EFAULT). */
 proctype Grower() {
     atomic { RUN(G) ->
@@ -227,15 +247,38 @@ proctype Grower() {
     atomic { RUN(G) -> exists[G] = 0 }
 }
 
+#ifdef TRAP
+/* udedup.writable and read(2) in a child: no fault is raised that could open what the parent's window left closed. */
+inline child_reads() {
+    if
+#ifdef NO_INHERIT
+    :: as[1].ro[0] && !as[1].closed[0] -> as[1].ro[0] = 0
+#else
+    :: as[1].ro[0] -> as[1].ro[0] = 0
+#endif
+    :: else
+    fi;
+    assert(!as[1].ro[0]); /* EFAULT */
+    write(1, 0, 4);
+    check(1, 0)
+}
+#endif
+
 /* Shares nothing that changes with its parent, so its steps need not be interleaved with the parent's. */
 proctype Child() {
     bit b;
     atomic {
         check(1, 0);
-        store(1, CHILD, 0, 7);
+        if
+        :: store(1, CHILD, 0, 7)
+        :: skip
+        fi;
         check(1, 0);
         dontneed(1, CHILD, 1, b);
         check(1, 1);
+#ifdef TRAP
+        child_reads();
+#endif
         assert(as[1].busy == 0) /* else nothing is ever merged in the child */ }
 }
 
@@ -245,7 +288,18 @@ proctype Forker() {
     atomic { RUN(F) -> exists[W] = 1 } /* clone(): may be missing in the list the holder has just read */
 #endif
     atomic { RUN(F) ->
+#ifdef TRAP
+        if
+#ifndef NO_FORKLOCK
+        :: as[0].batch == 0 -> assert(!as[0].batch) /* fork(3) waits for the batch: its child inherits no window */
+#else
+        :: assert(!as[0].batch)
+#endif
+        :: skip /* clone(2) by hand does not */
+        fi;
+#endif
         for (i : 0 .. 3) {
+            as[1].closed[i] = as[0].batch && as[0].ro[i];
             as[1].vma[i] = as[0].vma[i]; as[1].val[i] = as[0].val[i]; as[1].own[i] = as[0].own[i];
             as[1].ro[i] = as[0].ro[i]; as[1].mbit[i] = as[0].mbit[i]; as[1].ghost[i] = as[0].ghost[i]
         }
@@ -516,6 +570,9 @@ init {
 #endif
 #ifdef CAST_UNMAPPER
         exists[U] = 1; run Unmapper();
+#endif
+#ifdef CAST_MOVER
+        exists[U] = 1; run Mover();
 #endif
 #ifdef CAST_GROWER
         exists[G] = 1; run Grower();

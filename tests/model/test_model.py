@@ -27,7 +27,9 @@ CASTS = {
     "hostile": ["WRITER", "KERNEL", "UNMAPPER", "PUBLISHER"],
     "grow": ["UNMAPPER", "GROWER", "FORKER"],
     "async": ["WRITER", "ASYNC", "PUBLISHER"],
+    "move": ["WRITER", "MOVER", "FORKER"],
 }
+ONLY = {"async": ["stop"], "move": ["trap", "trap-split"]}  # where these casts play
 
 # guard -> the cast that must find the hole, and what kind of failure it finds
 STOP_GUARDS = {
@@ -57,11 +59,14 @@ TRAP_GUARDS = {
     "ATOMICREMAP": ("syscall", "assertion violated"),
     "LASTPAGE": ("grow", "assertion violated"),
     "SEALS": ("hostile", "assertion violated"),
+    "OPENFIRST": ("move", "assertion violated"),  # mremap opens pages before windows are kept off
+    "INHERIT": ("syscall", "assertion violated"),  # a child leaves closed what its parent had closed
+    "FORKLOCK": ("syscall", "assertion violated"),  # fork does not wait for the batch
     "FORKRESET": ("syscall", "invalid end state"),  # the child waits for a batch that is not its own
 }
 
 WITHOUT = [(mode, guard) for mode in MODES for guard in (STOP_GUARDS if mode == "stop" else TRAP_GUARDS)]
-WHOLE = [(mode, cast) for mode in MODES for cast in CASTS if not (cast == "async" and mode != "stop")]
+WHOLE = [(mode, cast) for mode in MODES for cast in CASTS if mode in ONLY.get(cast, MODES)]
 
 
 def search(directory: Path, flags: list[str], optimize: str) -> str:
