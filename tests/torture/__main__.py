@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--python", type=int, default=2, help="of the processes, how many are Python drivers")
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--pages", type=int, default=1024, help="pages of each thread")
+    parser.add_argument("--pages", type=int, default=2048, help="pages of each thread")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--uid", type=int, help="become this user first (needs root)")
     parser.add_argument("--plain", action="store_true", help="without udedup: checks the harness itself")

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 PAGE = mmap.PAGESIZE
@@ -60,6 +61,8 @@ def opened(view: memoryview) -> Iterator[None]:
         return
     address = ctypes.addressof(ctypes.c_char.from_buffer(view))
     token = library.ud_writable_open(ctypes.c_void_p(address), ctypes.c_size_t(len(view)))
+    if token <= 0:
+        raise Failure(f"ud_writable_open: {token}")
     yield
     library.ud_writable_close(token)
 
@@ -187,8 +190,9 @@ class Worker:
                     self.operate(fork=False)
                 self.verify_all()
                 status = 0
-            except Failure as failure:
-                os.write(2, f"torture driver (forked): {failure}\n".encode())
+            except BaseException as failure:
+                says = f"torture driver {os.getpid()} (forked): {type(failure).__name__}: {failure}\n"
+                os.write(2, (says + traceback.format_exc()).encode())
             finally:
                 os._exit(status)
         _, status = os.waitpid(pid, 0)

@@ -38,14 +38,34 @@ static void check_call(struct slot *s, const char *what, const void *where, long
 
 static pthread_mutex_t hole_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static size_t pick(struct slot *s)
+#define WINDOWS 8
+
+/* Work moves over the field window by window, so that the rest has time to be merged. */
+static size_t window_now(const struct slot *s)
 {
-    /* Work moves over the field window by window, so that the rest has time to be merged. */
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    size_t window = s->field.pages / 8;
-    size_t at = ((size_t)now.tv_sec * 2 + (size_t)(now.tv_nsec >= 500000000) + s->number) % 8;
-    return at * window + roll(s, window);
+    return ((size_t)now.tv_sec * 2 + (size_t)(now.tv_nsec >= 500000000) + s->number) % WINDOWS;
+}
+
+static size_t pick(struct slot *s)
+{
+    size_t size = s->field.pages / WINDOWS;
+    return s->window * size + roll(s, size);
+}
+
+/* A window is left with a long run that others hold alike: busy processes merge no short ones. What is merged there
+ * splits page by page when the window comes round again. */
+static void move_on(struct slot *s)
+{
+    size_t size = s->field.pages / WINDOWS, n = size - roll(s, size / 4);
+    size_t first = s->window * size + roll(s, size - n + 1);
+    uint64_t sequence = 1 + (roll(s, 4) == 0);
+    for (size_t p = first; p < first + n; p++) {
+        verify_page(s, &s->field, p);
+        fill_shared(&s->field, p, sequence);
+    }
+    s->window = window_now(s);
 }
 
 /* Makes the words [from, to) of a page ours, by whatever `put` does with them. */
@@ -80,13 +100,17 @@ static void note_span(struct slot *s, struct span n)
     h->pending = (uint16_t)(n.to - n.from);
 }
 
-static void op_stores(struct slot *s)
+static void store_span(struct slot *s, struct span n)
 {
-    struct span n = pick_span(s);
     volatile uint64_t *w = s->field.mem + n.page * WORDS;
     for (size_t i = n.from; i < n.to; i++)
         w[i] = n.base + i;
     note_span(s, n);
+}
+
+static void op_stores(struct slot *s)
+{
+    store_span(s, pick_span(s));
 }
 
 static void op_memcpy(struct slot *s)
@@ -106,6 +130,41 @@ static void op_fill(struct slot *s)
     fill_page(s, &s->field, page, roll(s, 4) != 0);
 }
 
+/* Mode trap asks for it around calls that write; a token for close_after_call. */
+static int open_for_call(struct slot *s, void *at, size_t bytes)
+{
+    int token = opt.trap && ud_writable_open ? ud_writable_open(at, bytes) : 0;
+    check_call(s, "ud_writable_open", at, token >= 0, 1);
+    return token;
+}
+
+static void close_after_call(struct slot *s, void *at, int token)
+{
+    if (token > 0)
+        check_call(s, "ud_writable_close", at, ud_writable_close(token), 0);
+}
+
+static size_t pick_range(struct slot *s, size_t most, size_t *pages)
+{
+    size_t page = pick(s);
+    *pages = 1 + roll(s, most);
+    if (page + *pages > s->field.pages)
+        *pages = s->field.pages - page;
+    return page;
+}
+
+/* A few words in each page of a run. */
+static void op_scatter(struct slot *s)
+{
+    size_t pages, page = pick_range(s, 24, &pages);
+    for (size_t p = page; p < page + pages; p++) {
+        struct span n = {.page = p, .from = roll(s, WORDS - 8), .base = BASE(s->owner, p, ++s->sequence)};
+        n.to = n.from + 1 + roll(s, 8);
+        verify_page(s, &s->field, p);
+        store_span(s, n);
+    }
+}
+
 /* read(2) or readv(2) by which the kernel writes, after having slept in the call for a while. */
 static void op_read(struct slot *s)
 {
@@ -113,7 +172,7 @@ static void op_read(struct slot *s)
     char *at = (char *)(s->field.mem + n.page * WORDS + n.from);
     size_t bytes = (n.to - n.from) * 8, cut = roll(s, 2) ? bytes / 2 : 0;
     struct request r = {n.base + n.from, (uint32_t)(n.to - n.from), (uint32_t)roll(s, 3000), s->feed[1]};
-    int token = opt.trap && ud_writable_open ? ud_writable_open(at, bytes) : 0;
+    int token = open_for_call(s, at, bytes);
     if (s->in_child) {
         uint64_t words[WORDS];
         for (size_t i = 0; i < r.words; i++)
@@ -125,13 +184,13 @@ static void op_read(struct slot *s)
     struct iovec parts[2] = {{at, cut}, {at + cut, bytes - cut}};
     long got = cut ? readv(s->feed[0], parts, 2) : read(s->feed[0], at, bytes);
     check_call(s, cut ? "readv" : "read", at, got, (long)bytes);
-    if (token > 0)
-        check_call(s, "ud_writable_close", at, ud_writable_close(token), 0);
+    close_after_call(s, at, token);
     atomic_fetch_add_explicit(&count->reads, 1, memory_order_relaxed);
     note_span(s, n);
 }
 
-/* Writes that pass the page tables by: /proc/self/mem and process_vm_writev. */
+/* Writes that pass the page tables by: /proc/self/mem and process_vm_writev. To mode trap they are system calls like
+ * others, but /proc/self/mem would not even fail: it writes what is closed. */
 static void op_remote_write(struct slot *s)
 {
     struct span n = pick_span(s);
@@ -140,33 +199,23 @@ static void op_remote_write(struct slot *s)
     size_t bytes = (n.to - n.from) * 8;
     for (size_t i = n.from; i < n.to; i++)
         words[i - n.from] = n.base + i;
+    int token = open_for_call(s, at, bytes);
     if (roll(s, 2)) {
         int fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
         check_call(s, "pwrite to /proc/self/mem", at, pwrite(fd, words, bytes, (off_t)(uintptr_t)at), (long)bytes);
         close(fd);
     } else {
         struct iovec local = {words, bytes}, remote = {at, bytes};
-        int token = opt.trap && ud_writable_open ? ud_writable_open(at, bytes) : 0;
         check_call(s, "process_vm_writev", at, process_vm_writev(getpid(), &local, 1, &remote, 1, 0), (long)bytes);
-        if (token > 0)
-            ud_writable_close(token);
     }
+    close_after_call(s, at, token);
     atomic_fetch_add_explicit(&count->reads, 1, memory_order_relaxed);
     note_span(s, n);
 }
 
-static size_t pick_range(struct slot *s, size_t *pages)
-{
-    size_t page = pick(s);
-    *pages = 1 + roll(s, 12);
-    if (page + *pages > s->field.pages)
-        *pages = s->field.pages - page;
-    return page;
-}
-
 static void op_discard(struct slot *s)
 {
-    size_t pages, page = pick_range(s, &pages);
+    size_t pages, page = pick_range(s, 12, &pages);
     char *at = (char *)(s->field.mem + page * WORDS);
     switch (roll(s, 4)) {
     case 0:
@@ -208,7 +257,7 @@ static void op_discard(struct slot *s)
 
 static void op_protect(struct slot *s)
 {
-    size_t pages, page = pick_range(s, &pages);
+    size_t pages, page = pick_range(s, 12, &pages);
     char *at = (char *)(s->field.mem + page * WORDS);
     check_call(s, "mprotect READ", at, mprotect(at, pages * PAGE, PROT_READ), 0);
     for (size_t p = page; p < page + pages; p++)
@@ -220,7 +269,7 @@ static void op_protect(struct slot *s)
 static void op_advise(struct slot *s)
 {
     static const int advices[] = {MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_MERGEABLE, MADV_HUGEPAGE, MADV_NOHUGEPAGE};
-    size_t pages, page = pick_range(s, &pages);
+    size_t pages, page = pick_range(s, 12, &pages);
     char *at = (char *)(s->field.mem + page * WORDS);
     madvise(at, pages * PAGE, advices[roll(s, 5)]); /* kernels without KSM or THP say EINVAL */
     if (opt.advise)
@@ -336,18 +385,19 @@ static void op_fork(struct slot *s)
 
 static void op_look(struct slot *s)
 {
-    for (int i = 0; i < 16; i++)
+    for (int i = 0; i < 8; i++)
         verify_page(s, &s->field, roll(s, s->field.pages));
 }
 
 void operate(struct slot *s)
 {
     unsigned dice = (unsigned)roll(s, 1000);
-    if (dice < 250) op_stores(s);
-    else if (dice < 400) op_memcpy(s);
-    else if (dice < 550) op_fill(s);
-    else if (dice < 650) op_read(s);
-    else if (dice < 690) op_remote_write(s);
+    if (dice < 150) op_stores(s);
+    else if (dice < 250) op_memcpy(s);
+    else if (dice < 350) op_fill(s);
+    else if (dice < 450) op_read(s);
+    else if (dice < 490) op_remote_write(s);
+    else if (dice < 590) op_scatter(s);
     else if (dice < 900) op_look(s);
     else if (dice < 930) op_discard(s);
     else if (dice < 950) op_realloc(s);
@@ -357,6 +407,8 @@ void operate(struct slot *s)
     else if (dice < 993 && !s->in_child) op_fork(s);
     if (!s->in_child)
         reap(s, 0);
+    if (s->window != window_now(s))
+        move_on(s);
     atomic_fetch_add_explicit(&count->operations, 1, memory_order_relaxed);
     struct timespec pause = {0, (long)roll(s, 2 * opt.pace_us + 1) * 1000};
     nanosleep(&pause, NULL);

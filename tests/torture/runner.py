@@ -42,7 +42,7 @@ class Plan:
     processes: int = 8
     python: int = 2  # of the processes, how many are Python drivers
     threads: int = 4
-    pages: int = 1024  # of each C thread
+    pages: int = 2048  # of each C thread
     seed: int = 1
     plain: bool = False  # without udedup: the harness itself must be right
     kill_merger: bool = True
@@ -131,7 +131,7 @@ class Torture:
         command = [sys.executable, str(HERE / "driver.py")] if python else [str(self.program)]
         trap = str(int(plan.mode != "stop"))
         arguments = {
-            "process": number, "threads": plan.threads, "pages": plan.pages // 4 if python else plan.pages,
+            "process": number, "threads": plan.threads, "pages": plan.pages // 8 if python else plan.pages,
             "seed": self.random.randrange(1 << 30), "seconds": self.random.choice([10, 30, 60, 90]),
             "trap": trap, "advise": trap, "counters": self.directory / "counters",
         }  # fmt: skip
@@ -176,14 +176,14 @@ class Torture:
         if client is None:
             return
         dice = self.random.random()
-        if dice < 0.08:
+        if dice < 0.03:
             self.run_value = 2
             self.result.unmerges += 1
             client.request("set", knobs={"run": 2})
-        elif dice < 0.12:
+        elif dice < 0.05:
             self.run_value = 0
             client.request("set", knobs={"run": 0})
-        elif dice < 0.16 and self.plan.kill_merger:
+        elif dice < 0.07 and self.plan.kill_merger:
             os.kill(client.request("stat")["merger"]["pid"], signal.SIGKILL)
             self.result.merger_kills += 1
         elif self.run_value != 1:

@@ -18,7 +18,7 @@
 
 #include "torture.h"
 
-struct options opt = {.threads = 4, .pages = 1024, .pace_us = 1000, .seconds = 10};
+struct options opt = {.threads = 4, .pages = 2048, .pace_us = 1000, .seconds = 10};
 struct counters *count;
 struct slot *slots;
 int request_pipe[2];

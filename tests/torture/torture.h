@@ -43,6 +43,7 @@ struct slot {
     uint64_t sequence;
     struct area field, mover;
     size_t mover_room;
+    size_t window; /* of the field: where work goes on now */
     struct block blocks[BLOCKS];
     int feed[2];  /* pipe the feeder writes into */
     int child;    /* pid of a forked child that still runs, 0 if none */
@@ -88,6 +89,7 @@ void verify_all(struct slot *s);
 void verify_foreign(struct slot *s);
 void set_zero(struct area *a, size_t page, size_t pages);
 void fill_page(struct slot *s, struct area *a, size_t page, int shared);
+void fill_shared(struct area *a, size_t page, uint64_t sequence); /* alike in every process */
 void verify_block(struct slot *s, struct block *b);
 void fill_block(struct slot *s, struct block *b);
 void operate(struct slot *s);

@@ -122,6 +122,15 @@ void fill_page(struct slot *s, struct area *a, size_t page, int shared)
     *h = (struct shadow){.base = base, .step = (uint16_t)step, .pending = WORDS};
 }
 
+void fill_shared(struct area *a, size_t page, uint64_t sequence)
+{
+    uint64_t base = BASE(SHARED_OWNER, page, sequence);
+    volatile uint64_t *w = a->mem + page * WORDS;
+    for (size_t i = 0; i < WORDS; i++)
+        w[i] = base + i;
+    a->shadow[page] = (struct shadow){.base = base, .step = 1, .pending = WORDS};
+}
+
 void fill_block(struct slot *s, struct block *b)
 {
     /* half of them alike everywhere: malloc serves large blocks page-aligned, so they can merge */
