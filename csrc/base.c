@@ -10,6 +10,10 @@
 
 #include "internal.h"
 
+#ifdef UD_TEST
+UD_HIDDEN unsigned ud__guards_off;
+#endif
+
 UD_HIDDEN size_t ud__page = 4096;
 UD_HIDDEN unsigned ud__page_shift = 12;
 

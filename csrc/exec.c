@@ -32,6 +32,7 @@ static const char *const cause_words[UD_CAUSE_COUNT] = {
     [UD_CAUSE_SEALS] = "segment without seals",
     [UD_CAUSE_SEGMENT] = "segment could not be made or mapped",
     [UD_CAUSE_PINNED] = "asynchronous I/O",
+    [UD_CAUSE_SHARED] = "another process runs on the same memory",
 };
 
 void ud__note_cause(int cause, uint64_t pages)
@@ -115,7 +116,7 @@ static void run_batches(struct ud__job *j)
     while (j->done < j->npieces && tries < TRIES) {
         if (!ud__trap_active() && (cause = wait_for_calm()) >= 0)
             break;
-        uint64_t kb = ud__locked_kb();
+        uint64_t pinned_kb, kb = ud__locked_kb(&pinned_kb);
         if (kb != j->vmlck)
             ud__locked_mark(ud__a.pid);
         j->vmlck = kb;

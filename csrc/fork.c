@@ -3,10 +3,12 @@
  * The child has the parent's merged mappings (valid, sealed, copy-on-write), the merged map that tells them,
  * and no agent. What the agent had mapped for itself was not inherited, so every pointer to it goes.
  *
- * Guarantees: a batch is never half-done at a fork: the forking thread was held while it ran. The child joins as a
+ * Guarantees: a batch is never half-done at a fork: fork waits for it (job.c). The child joins as a
  * process of its own: its agent starts at once but sleeps first (growth.c), for most children exec at once.
  * A child made by a raw clone(2) does not come here by itself: a page that the kernel wipes on fork tells it, at the first
  * call that needs to know (ud__fork_notice). A vfork child shares the page, and nothing of this is for it.
+ * It may have been made amid a batch: in mode stop its maker was held meanwhile, in mode trap its writers open what they
+ * find closed (trap.c).
  * Fails: where that page could not be had, such a child merges nothing.
  */
 #include <pthread.h>
@@ -49,6 +51,14 @@ static void in_child(void)
         ud__growth_forked();
 }
 
+static void told_in_parent(void) { ud__job_postfork(0); }
+
+static void told_in_child(void)
+{
+    in_child();
+    ud__job_postfork(1);
+}
+
 void ud__fork_notice(void)
 {
     if (UD_UNLIKELY(birth && *birth == 0))
@@ -72,5 +82,5 @@ void ud__fork_init(void)
     ud__a.home = (int)ud__sys(__NR_getpid);
     mark_birth();
     ud__own_add(__ehdr_start, (size_t)(_end - __ehdr_start));
-    pthread_atfork(NULL, NULL, in_child);
+    pthread_atfork(ud__job_prefork, told_in_parent, told_in_child);
 }

@@ -7,11 +7,12 @@
  * Fails (nobody held afterwards, h->cause says why): the deadline (vfork, uninterruptible sleep), a thread
  * traced by somebody else, ptrace refused, a group stop (SIGSTOP), more than UD__HOLD_MAX threads.
  *
- * Another process on the same memory (a vfork child) is not in our task list: its parent sleeps in vfork,
- * cannot be stopped, and so the deadline drops the batch.
+ * Another process on the same memory is not in our task list. Of a vfork child the parent sleeps in vfork and cannot be
+ * stopped, so the deadline drops the batch; of others sharers.c tells.
  */
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -99,11 +100,19 @@ static int seize(struct ud__hold *h, int tid)
     return t->state == T_RUNS;
 }
 
-/* Seizes whoever is in /proc/PID/task and not known yet. New ones, or -1. */
-static int seize_new(struct ud__hold *h)
+/* How many threads there are, as the kernel counts them; 0 where the links of the directory do not tell. */
+static long count_threads(const struct ud__hold *h)
+{
+    struct stat st;
+    return ud__sys(__NR_fstat, h->taskfd, &st) == 0 && st.st_nlink > 2 ? (long)st.st_nlink - 2 : 0;
+}
+
+/* Seizes whoever is in /proc/PID/task and not known yet. New ones, or -1. *listed: all that were there. */
+static int seize_new(struct ud__hold *h, long *listed)
 {
     char buf[4096];
     int fresh = 0;
+    *listed = 0;
     ud__sys(__NR_lseek, h->taskfd, 0, 0);
     for (;;) {
         long n = ud__sys(__NR_getdents64, h->taskfd, buf, sizeof buf);
@@ -116,6 +125,7 @@ static int seize_new(struct ud__hold *h)
             at += reclen;
             const char *name = entry + 19;
             int tid = (int)ud__get_dec(&name);
+            *listed += tid != 0;
             if (tid == 0 || tid == h->spare_tid || find(h, tid))
                 continue;
             int r = seize(h, tid);
@@ -182,6 +192,27 @@ static int wait_all(struct ud__hold *h)
     if (h->suspended)
         h->cause = UD_CAUSE_HOLD_DEADLINE;
     return h->suspended ? -1 : 0;
+}
+
+/* Holds all there are and looks again, until a list brings nobody new and is whole: when a thread is reaped while the
+ * list is read, the kernel may leave out the one after it. */
+static int hold_all(struct ud__hold *h)
+{
+    for (;;) {
+        long before = count_threads(h), listed;
+        int fresh = seize_new(h, &listed);
+        if (fresh < 0)
+            return -1;
+        h->deadline_us += (uint64_t)fresh * THREAD_US; /* many threads take turns on few CPUs */
+        if (fresh && wait_all(h))
+            return -1;
+        if (!fresh && (!before || (before == listed && count_threads(h) == listed)))
+            return 0;
+        if (ud__now_us() >= h->deadline_us) {
+            h->cause = UD_CAUSE_HOLD_DEADLINE;
+            return -1;
+        }
+    }
 }
 
 /* Reads the stack pointer, and starts again what our stop alone interrupted. */
@@ -254,18 +285,11 @@ int ud__hold_begin(struct ud__hold *h)
     h->began_us = ud__now_us();
     if (!UD__GUARD_ON(UD__GUARD_HOLD))
         return 0;
-    int fresh;
-    while ((fresh = seize_new(h)) > 0) {
-        h->deadline_us += (uint64_t)fresh * THREAD_US; /* many threads take turns on few CPUs */
-        if (wait_all(h)) {
-            fresh = -1;
-            break;
-        }
-    }
+    int r = hold_all(h);
     for (int i = 0; i < h->count; i++)
         if (h->t[i].state == T_STOPPED)
             look_at_registers(h, &h->t[i]);
-    if (fresh == 0)
+    if (r == 0)
         return 0;
     ud__hold_end(h);
     let_go_late(h);

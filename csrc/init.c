@@ -14,7 +14,6 @@
 #define DEFAULT_STACK (8u << 20)
 
 #ifdef UD_TEST
-UD_HIDDEN unsigned ud__guards_off;
 static uint64_t gap_us;
 
 void ud__test_gap(void)
@@ -30,7 +29,8 @@ static void read_guards(const char *list)
         unsigned bit;
     } names[] = {{"busy", UD__GUARD_BUSY}, {"mapcheck", UD__GUARD_MAPCHECK}, {"compare", UD__GUARD_COMPARE},
                  {"hold", UD__GUARD_HOLD}, {"bitfirst", UD__GUARD_BITFIRST}, {"eintr", UD__GUARD_EINTR},
-                 {"lastpage", UD__GUARD_LASTPAGE}, {"pinned", UD__GUARD_PINNED}};
+                 {"lastpage", UD__GUARD_LASTPAGE}, {"pinned", UD__GUARD_PINNED}, {"fork", UD__GUARD_FORK}, {"open", UD__GUARD_OPEN},
+                 {"inherit", UD__GUARD_INHERIT}, {"sharers", UD__GUARD_SHARERS}};
     for (size_t i = 0; list && i < sizeof names / sizeof *names; i++)
         if (strstr(list, names[i].name))
             ud__guards_off |= names[i].bit;

@@ -51,7 +51,8 @@ long ud__read_fd(int fd, char *buf, size_t cap) UD_HIDDEN; /* the same of an ope
 
 enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE = 4, UD__GUARD_HOLD = 8,
                  UD__GUARD_BITFIRST = 16, UD__GUARD_EINTR = 32, UD__GUARD_LASTPAGE = 64,
-                 UD__GUARD_PINNED = 128 };
+                 UD__GUARD_PINNED = 128, UD__GUARD_FORK = 256, UD__GUARD_OPEN = 512, UD__GUARD_INHERIT = 1024,
+                 UD__GUARD_SHARERS = 2048 };
 #ifdef UD_TEST
 extern UD_HIDDEN unsigned ud__guards_off;
 #define UD__GUARD_ON(g) (!(ud__guards_off & (g)))
@@ -172,6 +173,7 @@ int ud__hold_begin(struct ud__hold *h) UD_HIDDEN; /* 0, or -1 with cause set: no
 void ud__hold_end(struct ud__hold *h) UD_HIDDEN;
 /* 1 if a stack pointer or the TLS of a held thread lies in [start, end). */
 int ud__hold_has_stack(const struct ud__hold *h, uint64_t start, uint64_t end) UD_HIDDEN;
+int ud__memory_shared(const struct ud__hold *h) UD_HIDDEN; /* sharers.c, in a hold */
 /* Before a batch, from the agent: UD_CAUSE_* if a thread sleeps where an interruption shows, else -1. */
 int ud__hold_precheck(int pid, int self_tid) UD_HIDDEN;
 
@@ -234,6 +236,8 @@ struct ud__job {
 };
 /* Runs a job in a holder. One at a time in a process. 0, or -errno when the holder could not be made. */
 int ud__job_run(struct ud__job *j, int spare_tid, int share_files) UD_HIDDEN;
+void ud__job_prefork(void) UD_HIDDEN; /* before fork, and after it in both processes: no job meanwhile */
+void ud__job_postfork(int in_child) UD_HIDDEN;
 void ud__job_forked(void) UD_HIDDEN;
 void ud__job_refuse(struct ud__job *j, uint64_t pages, int cause) UD_HIDDEN;
 void ud__job_merge(struct ud__job *j) UD_HIDDEN;
@@ -258,11 +262,12 @@ enum { UD__REG_MERGE = 1, UD__REG_KEEP_OUT = 2 };
 int ud__region_mark(uint64_t start, uint64_t end, int kind) UD_HIDDEN; /* async-signal-safe */
 /* 1 if [start, end) may be merged: not kept out, and in advised mode marked. *end is cut to where the answer holds. */
 int ud__region_allows(uint64_t start, uint64_t *end, int advised) UD_HIDDEN;
+int ud__region_any(uint64_t start, uint64_t end) UD_HIDDEN; /* 1 if a part of it may bear a mark */
 void ud__region_unmap(uint64_t start, uint64_t end) UD_HIDDEN; /* forgets marks, as the kernel forgets a mapping's */
 void ud__region_forked(void) UD_HIDDEN;
 extern UD_HIDDEN atomic_uint ud__region_gen; /* raised by every mark */
-/* locked.c: VmLck of the process, kB; and marks what is locked, DONTFORK and the like as to be kept out. */
-uint64_t ud__locked_kb(void) UD_HIDDEN;
+/* locked.c: VmLck and VmPin of the process, kB; and marks what is locked, DONTFORK and the like as to be kept out. */
+uint64_t ud__locked_kb(uint64_t *pinned_kb) UD_HIDDEN;
 uint64_t ud__effective_uid(void) UD_HIDDEN; /* of the main thread, as /proc tells it */
 void ud__locked_mark(int pid) UD_HIDDEN;
 

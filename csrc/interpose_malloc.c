@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 
 #include "internal.h"
+#include "trap.h"
 
 #define LARGE (128u * 1024)
 #define LEAF_BITS 30 /* a leaf covers 1 GiB */
@@ -137,6 +138,8 @@ static void unmap(uint64_t addr, uint64_t pages)
 {
     uint64_t len = pages << ud__page_shift;
     ud__busy_enter(); /* unmapping and forgetting the bits: no batch in between */
+    if (UD_UNLIKELY(atomic_load_explicit(&ud__trap_on, memory_order_acquire)))
+        ud__trap_settle(addr, addr + len);
     ud__sys(__NR_munmap, addr, len);
     ud__region_unmap(addr, addr + len);
     if (atomic_load(&ud__merged_ever))
@@ -237,7 +240,8 @@ static void block_free(void *p, uint64_t pages)
 {
     int saved = errno;
     atomic_store(entry((uint64_t)p, 0), 0);
-    if (!cache_put((uint64_t)p, pages))
+    int marked = ud__region_any((uint64_t)p, (uint64_t)p + (pages << ud__page_shift)); /* advice ends with the block */
+    if (marked || !cache_put((uint64_t)p, pages))
         unmap((uint64_t)p, pages);
     errno = saved;
 }

@@ -49,6 +49,13 @@ static void settle(uint64_t start, uint64_t len)
         ud__trap_settle(start, start + len);
 }
 
+/* Inside busy, before a call that takes the pages along: they are writable, and no window begins before busy is left. */
+static void open_trap(uint64_t start, uint64_t len)
+{
+    if (UD_UNLIKELY(atomic_load_explicit(&ud__trap_on, memory_order_acquire)) && UD__GUARD_ON(UD__GUARD_OPEN))
+        ud__trap_open(start, start + len);
+}
+
 static int ever(void) { return UD_UNLIKELY(atomic_load_explicit(&ud__merged_ever, memory_order_acquire)); }
 
 static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
@@ -67,6 +74,8 @@ static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t 
         return (void *)out(r);
     }
     long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
+    if (UD_UNLIKELY(flags & MAP_GROWSDOWN && !ud__is_err(r))) /* a piece of a segment would not grow */
+        ud__region_mark((uint64_t)r, up((uint64_t)r + len), UD__REG_KEEP_OUT);
     if (!ud__is_err(r) && flags & MAP_PRIVATE && flags & MAP_ANONYMOUS && prot & PROT_WRITE)
         ud__note_growth((int64_t)len);
     return (void *)out(r);
@@ -115,6 +124,9 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
     int ours = pure_move(old_len, new_len, flags);
     for (int tries = 0; tries < 8; tries++) {
         ud__busy_enter();
+        open_trap(addr, up(old_len));
+        if (flags & MREMAP_FIXED)
+            settle((uint64_t)to, new_len);
         int merged = ud__merged_any(addr, addr + up(old_len));
         ud__test_gap();
         long r = merged || ours ? -EFAULT : ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
@@ -145,14 +157,12 @@ UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
         to = va_arg(ap, void *);
         va_end(ap);
     }
-    if (UD_UNLIKELY(atomic_load(&ud__trap_on))) { /* the kernel and we take pieces for one mapping when all are writable */
-        ud__trap_open((uint64_t)addr, (uint64_t)addr + up(old_len));
-        if (flags & MREMAP_FIXED)
-            settle((uint64_t)to, new_len);
-    }
     if (pure_move(old_len, new_len, flags) || (ever() && moves_or_grows(old_len, new_len, flags)))
         return (void *)out(remap_across((uint64_t)addr, old_len, new_len, flags, to));
     ud__busy_enter();
+    open_trap((uint64_t)addr, up(old_len));
+    if (flags & MREMAP_FIXED)
+        settle((uint64_t)to, new_len);
     long r = ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
     if (!ud__is_err(r)) {
         ud__region_unmap((uint64_t)addr, (uint64_t)addr + up(old_len));
@@ -171,8 +181,7 @@ static long advise_discard(uint64_t start, uint64_t end, int advice)
 {
     long r = 0;
     ud__busy_enter();
-    if (UD_UNLIKELY(atomic_load(&ud__trap_on)))
-        ud__trap_open(start, end);
+    open_trap(start, end - start);
     if (ever() && ud__merged_any(start, end))
         r = ud__discard_range(start, end);
     ud__test_gap();

@@ -2,7 +2,8 @@
  *
  * Guarantees: one job at a time in a process (a futex lock; app threads use jobs too, to take a merge
  * back). While the work runs nobody is inside ud__busy_enter, or it is not begun. Whatever kills the
- * holder, each page is either wholly before or wholly after its remap.
+ * holder, each page is either wholly before or wholly after its remap. fork waits for a job to end: the child's copy of
+ * our state, which the kernel makes page by page, is then one of a moment at which nobody changes it.
  * Fails: j->cause_begin says why nothing was done; -errno when no holder could be made; -ECHILD when the
  * holder was killed: the ledger may then lag behind the mappings, and the agent compares them anew.
  */
@@ -14,6 +15,7 @@
 static atomic_int job_lock;
 static char job_stack[UD__STACK_BYTES] __attribute__((aligned(64)));
 static struct ud__held *held_table;
+static uint64_t forker_mask; /* of the thread that forks, which has the lock */
 
 static void lock(void)
 {
@@ -30,6 +32,27 @@ static void unlock(void)
         ud__sys(__NR_futex, &job_lock, 1, 1);
 }
 
+/* Signals stay blocked: a handler that ran a job on this thread would wait for itself. */
+void ud__job_prefork(void)
+{
+    uint64_t all = ~0ull, before;
+    if (!UD__GUARD_ON(UD__GUARD_FORK))
+        return;
+    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
+    lock();
+    forker_mask = before;
+}
+
+void ud__job_postfork(int in_child)
+{
+    uint64_t mask = forker_mask;
+    if (!UD__GUARD_ON(UD__GUARD_FORK))
+        return;
+    if (!in_child) /* there it is free already, and may be the new agent's by now */
+        unlock();
+    ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, 8);
+}
+
 void ud__job_forked(void)
 {
     atomic_store(&job_lock, 0);
@@ -37,7 +60,7 @@ void ud__job_forked(void)
 }
 
 /* Asynchronous I/O writes into pages that are pinned, not mapped: while there is a ring, nothing is moved. */
-static int pinned(struct ud__job *j, struct ud__maps *maps)
+static int rings(struct ud__job *j, struct ud__maps *maps)
 {
     uint64_t size = ud__address_space();
     if (size && size == j->ringless)
@@ -46,16 +69,27 @@ static int pinned(struct ud__job *j, struct ud__maps *maps)
     return ud__ring_mapped(maps);
 }
 
+/* Pages pinned for long (RDMA, registered buffers) are counted, if not told: none is moved while there are any. */
+static int pinned(struct ud__job *j, struct ud__maps *maps, uint64_t *locked_kb)
+{
+    uint64_t pinned_kb;
+    *locked_kb = ud__locked_kb(&pinned_kb);
+    return UD__GUARD_ON(UD__GUARD_PINNED) && (pinned_kb || rings(j, maps));
+}
+
 /* Why the job must not be done after all, asked once everybody is held; -1 if nothing speaks against it. */
 static int objection(struct ud__job *j)
 {
+    uint64_t kb;
     if (UD__GUARD_ON(UD__GUARD_BUSY) && atomic_load(&ud__busy_count) != 0)
         return UD_CAUSE_BUSY;
+    if (j->kind != UD__JOB_RELOCATE && UD__GUARD_ON(UD__GUARD_SHARERS) && ud__memory_shared(&j->hold))
+        return UD_CAUSE_SHARED;
     if (!j->ledger) /* an app thread's own: it asks for it */
         return -1;
-    if (j->kind != UD__JOB_UNMERGE && ud__locked_kb() != j->vmlck)
-        return UD_CAUSE_LOCKED; /* locked since the agent looked */
-    return UD__GUARD_ON(UD__GUARD_PINNED) && pinned(j, &j->maps) ? UD_CAUSE_PINNED : -1;
+    if (pinned(j, &j->maps, &kb))
+        return UD_CAUSE_PINNED;
+    return j->kind != UD__JOB_UNMERGE && kb != j->vmlck ? UD_CAUSE_LOCKED : -1; /* locked since the agent looked */
 }
 
 static void work(struct ud__job *j)
@@ -112,7 +146,7 @@ static void holder_main(void *arg)
 
 int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
 {
-    uint64_t all = ~0ull, before;
+    uint64_t all = ~0ull, before, kb;
     ud__fork_notice();
     int trap = ud__trap_active() && (j->kind == UD__JOB_MERGE || j->kind == UD__JOB_ZERO || j->kind == UD__JOB_UNMERGE);
     if (trap)
@@ -125,7 +159,7 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
     j->hold.pid = (int)ud__sys(__NR_getpid);
     if (!held_table && !trap)
         held_table = ud__alloc(UD__HOLD_MAX * sizeof *held_table);
-    if (trap && pinned(j, &ud__a.maps)) {
+    if (trap && j->ledger && pinned(j, &ud__a.maps, &kb)) { /* by the agent's descriptors, which only it has */
         j->cause_begin = UD_CAUSE_PINNED;
         r = 0;
     } else if (trap) {

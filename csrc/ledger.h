@@ -62,6 +62,7 @@ enum ud_cause {
     UD_CAUSE_SEALS,       /* a segment came without its seals */
     UD_CAUSE_SEGMENT,     /* a segment could not be made or mapped (EMFILE, ENOSPC, ...) */
     UD_CAUSE_PINNED,      /* pages may be the target of DMA or asynchronous I/O */
+    UD_CAUSE_SHARED,      /* another process runs on the same memory */
     UD_CAUSE_COUNT = 20
 };
 

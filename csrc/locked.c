@@ -8,13 +8,10 @@
 
 #include "internal.h"
 
-/* The `field`th number (from 0) after `key` in /proc/PID/status; 0 if there is none. */
-static uint64_t status_number(const char *key, size_t key_len, int field)
+/* The `field`th number (from 0) after `key` in the text of /proc/PID/status; 0 if there is none. */
+static uint64_t status_number(const char *text, const char *key, size_t key_len, int field)
 {
-    char buf[2048];
-    if (ud__read_fd(ud__a.statusfd, buf, sizeof buf) <= 0)
-        return 0;
-    for (const char *s = buf; *s; s++) {
+    for (const char *s = text; *s; s++) {
         if (*s != '\n' || __builtin_memcmp(s + 1, key, key_len) != 0)
             continue;
         uint64_t v = 0;
@@ -28,13 +25,25 @@ static uint64_t status_number(const char *key, size_t key_len, int field)
     return 0;
 }
 
-uint64_t ud__locked_kb(void) { return status_number("VmLck:", 6, 0); }
+uint64_t ud__locked_kb(uint64_t *pinned_kb)
+{
+    char text[2048];
+    *pinned_kb = 0;
+    if (ud__read_fd(ud__a.statusfd, text, sizeof text) <= 0)
+        return 0;
+    *pinned_kb = status_number(text, "VmPin:", 6, 0);
+    return status_number(text, "VmLck:", 6, 0);
+}
 
-uint64_t ud__effective_uid(void) { return status_number("Uid:", 4, 1); }
+uint64_t ud__effective_uid(void)
+{
+    char text[2048];
+    return ud__read_fd(ud__a.statusfd, text, sizeof text) > 0 ? status_number(text, "Uid:", 4, 1) : 0;
+}
 
 static int flag_keeps_out(const char *f)
 {
-    static const char flags[] = "lo dc wf dd io pf ht dw ss";
+    static const char flags[] = "lo dc wf dd io pf ht dw ss gd dp um ui";
     for (size_t i = 0; i < sizeof flags - 1; i += 3)
         if (f[0] == flags[i] && f[1] == flags[i + 1])
             return 1;

@@ -4,8 +4,8 @@
  *
  * Guarantees: a page mapped from a segment always has its bit (it is set before the remap); a bit may
  * be stale after the program unmapped the page behind our back, so whoever acts on a bit checks the
- * mapping first. Only a holder swaps the table, and only while nobody is inside ud__busy_enter.
- * Readers take no lock; clearing is one atomic AND.
+ * mapping first. Only a holder (mode trap: the agent) swaps the table, and the old one goes when nobody is inside
+ * ud__busy_enter any more, where all readers are. They take no lock; clearing is one atomic AND.
  * Fails: ud__merged_reserve gives -ENOMEM, and the batch is not begun.
  */
 #include <sys/mman.h>
@@ -33,14 +33,14 @@ static uint64_t block_of(uint64_t addr) { return addr / ud__block_bytes() + 1; }
 
 static size_t slot_of(uint64_t key, size_t cap) { return (size_t)(key * 0x9e3779b97f4a7c15ull >> 20) & (cap - 1); }
 
-static struct cell *find(struct table *t, uint64_t key)
+static struct cell *find(const struct table *t, uint64_t key)
 {
     if (!t)
         return NULL;
     for (size_t i = slot_of(key, t->cap);; i = (i + 1) & (t->cap - 1)) {
         uint64_t k = atomic_load_explicit(&t->cells[i].key, memory_order_acquire);
         if (k == key)
-            return &t->cells[i];
+            return (struct cell *)&t->cells[i];
         if (k == 0)
             return NULL;
     }
@@ -57,11 +57,8 @@ static uint64_t mask_of(uint64_t base, uint64_t start, uint64_t end)
     return upto & ~((1ull << first) - 1);
 }
 
-int ud__merged_any(uint64_t start, uint64_t end)
+static int any(const struct table *t, uint64_t start, uint64_t end)
 {
-    struct table *t = atomic_load_explicit(&current, memory_order_acquire);
-    if (!t || start >= end)
-        return 0;
     uint64_t bb = ud__block_bytes();
     if ((end - start) / bb > t->cap) { /* a vast range: the table is the shorter walk */
         for (size_t i = 0; i < t->cap; i++) {
@@ -75,11 +72,20 @@ int ud__merged_any(uint64_t start, uint64_t end)
         return 0;
     }
     for (uint64_t base = start - start % bb; base < end; base += bb) {
-        struct cell *c = find(t, block_of(base));
+        const struct cell *c = find(t, block_of(base));
         if (c && (atomic_load(&c->mask) & mask_of(base, start, end)))
             return 1;
     }
     return 0;
+}
+
+int ud__merged_any(uint64_t start, uint64_t end)
+{
+    ud__busy_enter(); /* for those that are not inside: no table goes away under them */
+    struct table *t = atomic_load_explicit(&current, memory_order_acquire);
+    int r = t && start < end && any(t, start, end);
+    ud__busy_leave();
+    return r;
 }
 
 int ud__merged_test(uint64_t page)
@@ -151,18 +157,19 @@ void ud__merged_swap(void)
         if (mask)
             insert(spare, atomic_load(&t->cells[i].key), mask);
     }
-    old = t;
     atomic_store(&current, spare);
     spare = NULL;
+    old = t;
 }
 
 void ud__merged_reap(void)
 {
-    if (!old)
+    struct table *t = old;
+    if (!t)
         return;
-    ud__own_del(old);
-    ud__sys(__NR_munmap, old, table_bytes(old->cap));
-    old = NULL;
+    old = NULL; /* first: a child forked between the two must not unmap what is not there */
+    ud__own_del(t);
+    ud__sys(__NR_munmap, t, table_bytes(t->cap));
 }
 
 void ud__merged_set(uint64_t start, uint64_t end)
@@ -177,6 +184,8 @@ void ud__merged_set(uint64_t start, uint64_t end)
 void ud__merged_own(void)
 {
     struct table *t = atomic_load(&current);
+    if (spare == t) /* a clone(2) by hand in the midst of the swap */
+        spare = NULL;
     if (t)
         ud__own_add(t, table_bytes(t->cap));
     if (spare)

@@ -5,8 +5,9 @@
  *
  * Guarantees: asked in every hold, so a ring made a moment ago is seen; the full look is skipped only while the size of
  * the address space has stayed the same within one plan.
- * Fails: rings without a mapping (IORING_SETUP_NO_MMAP), memory pinned by RDMA, VFIO or GPU drivers cannot be seen: their
- * buffers must be advised UNMERGEABLE.
+ * Memory pinned for long is counted by most who pin it (RDMA, AF_XDP, registered buffers of io_uring) in VmPin, which job.c asks.
+ * Fails: rings without a mapping (IORING_SETUP_NO_MMAP) and without registered buffers, memory pinned by VFIO or GPU drivers
+ * cannot be seen: such buffers must be advised UNMERGEABLE.
  */
 #include <fcntl.h>
 

@@ -113,16 +113,21 @@ static int first_above(uint64_t start)
     return lo;
 }
 
-/* Most unmapped memory bears no mark: that is told without the lock, if nobody marked meanwhile. */
-void ud__region_unmap(uint64_t start, uint64_t end)
+/* Most memory bears no mark: that is told without the lock, if nobody marked meanwhile. */
+int ud__region_any(uint64_t start, uint64_t end)
 {
     if (atomic_load_explicit(&count, memory_order_relaxed) == 0)
-        return;
+        return 0;
     unsigned gen = atomic_load(&ud__region_gen);
     int i = first_above(start);
     int touched = i < atomic_load(&count) && list[i].start < end;
     atomic_thread_fence(memory_order_acquire);
-    if (touched || gen & 1 || gen != atomic_load(&ud__region_gen))
+    return touched || gen & 1 || gen != atomic_load(&ud__region_gen);
+}
+
+void ud__region_unmap(uint64_t start, uint64_t end)
+{
+    if (ud__region_any(start, end))
         ud__region_mark(start, end, 0);
 }
 

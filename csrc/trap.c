@@ -8,8 +8,9 @@
  * do, then looks at the other. So no opener ever makes a page writable that is under a window.
  *
  * Guarantees: raw system calls only, no lock a signal could find taken; nobody waits longer than the batch lasts. A
- * forked child has no agent and finds the alive word wiped: its writers open what was closed themselves,
- * and ud__trap_enable there opens the rest.
+ * forked child has no agent and finds the alive word wiped: its writers, and its ud_writable_open, open what was closed
+ * themselves, and ud__trap_enable there opens the rest. (fork itself waits for the batch to end, job.c; a clone(2) by
+ * hand does not.)
  * Fails: what cannot be opened for want of VMAs is opened in ever wider windows; if the whole run
  * of protected pages cannot be opened either, the fault goes to the program as its own.
  */
@@ -83,12 +84,14 @@ static int any_closed(uint64_t start, uint64_t end)
     return ud__trap_each(start, end, UD__TRAP_CLOSED, is_one, NULL);
 }
 
-static int all_protected(uint64_t start, uint64_t end)
+/* Is every page read-only by us: protected, or, if that is asked, closed? */
+static int all_ours(uint64_t start, uint64_t end, int or_closed)
 {
     for (uint64_t at = start, next; at < end; at = next) {
         uint64_t bits = bits_of(at, end, &next);
         struct ud__trap_cell *c = ud__trap_cell(at);
-        if (!c || (atomic_load(&c->bits[UD__TRAP_PROTECT]) & bits) != bits)
+        uint64_t closed = c && or_closed ? atomic_load(&c->bits[UD__TRAP_CLOSED]) : 0;
+        if (!c || ((atomic_load(&c->bits[UD__TRAP_PROTECT]) | closed) & bits) != bits)
             return 0;
     }
     return 1;
@@ -115,21 +118,21 @@ static void wait_past(unsigned seen)
 /* ---- openers ------------------------------------------------------------------------------------------ */
 
 /* Makes protected pages writable. 0, -EAGAIN when a window is over them, -ESTALE when they are no longer all
- * protected, or -errno of mprotect. Without an agent: also pages that the parent's left closed. */
+ * ours, or -errno of mprotect. Without an agent: also pages that the parent's left closed. */
 static long open_now(uint64_t start, uint64_t end)
 {
     struct life *l = atomic_load(&life);
-    long r = -EAGAIN;
+    long r;
     atomic_fetch_add(&l->openers, 1);
-    if (atomic_load(&l->alive) && !any_closed(start, end) && !all_protected(start, end)) {
+    int alive = atomic_load(&l->alive);
+    if (alive && any_closed(start, end)) {
+        r = -EAGAIN;
+    } else if (!all_ours(start, end, !alive)) {
         r = -ESTALE;
-    } else if (!any_closed(start, end) || !atomic_load(&l->alive)) {
-        r = protect(start, end, PROT_READ | PROT_WRITE);
-        if (!r) { /* protection first: who finds no bit must find the page writable */
-            put(start, end, UD__TRAP_PROTECT, 0);
-            if (!atomic_load(&l->alive))
-                put(start, end, UD__TRAP_CLOSED, 0);
-        }
+    } else if (!(r = protect(start, end, PROT_READ | PROT_WRITE))) {
+        put(start, end, UD__TRAP_PROTECT, 0); /* protection first: who finds no bit must find the page writable */
+        if (!alive)
+            put(start, end, UD__TRAP_CLOSED, 0);
     }
     atomic_fetch_sub(&l->openers, 1);
     return r;
@@ -171,10 +174,13 @@ static void wait_for_windows(uint64_t start, uint64_t end)
     }
 }
 
+/* Where no agent is there to end it, in a forked child, also what a window of the parent's left closed. */
 static int open_protected(uint64_t start, uint64_t end)
 {
     long r = 0;
     ud__trap_each(start, end, UD__TRAP_PROTECT, open_run, &r);
+    if (!agent_alive() && UD__GUARD_ON(UD__GUARD_INHERIT))
+        ud__trap_each(start, end, UD__TRAP_CLOSED, open_run, &r);
     return (int)r;
 }
 
@@ -196,6 +202,26 @@ int ud__trap_held(uint64_t addr)
     return c && (atomic_load(&c->bits[UD__TRAP_CLOSED]) | atomic_load(&c->bits[UD__TRAP_PROTECT])) & bit;
 }
 
+uint64_t ud__trap_edge(uint64_t start, uint64_t end)
+{
+    int held = ud__trap_held(start);
+    for (uint64_t at = start, next; at < end; at = next) {
+        uint64_t bits = bits_of(at, end, &next);
+        struct ud__trap_cell *c = ud__trap_cell(at);
+        if (!c) {
+            if (held)
+                return at;
+            next = ud__trap_next_leaf(at);
+            continue;
+        }
+        uint64_t mask = atomic_load(&c->bits[UD__TRAP_CLOSED]) | atomic_load(&c->bits[UD__TRAP_PROTECT]);
+        uint64_t other = (held ? ~mask : mask) & bits;
+        if (other)
+            return (at & ~((64ull << ud__page_shift) - 1)) + ((uint64_t)__builtin_ctzll(other) << ud__page_shift);
+    }
+    return end;
+}
+
 static int wait_for_openers(void)
 {
     struct life *l = atomic_load(&life);
@@ -215,6 +241,8 @@ void ud__trap_settle(uint64_t start, uint64_t end)
     end = (end + ud__page - 1) & ~(uint64_t)(ud__page - 1);
     wait_for_windows(start, end);
     put(start, end, UD__TRAP_PROTECT, 0);
+    if (!agent_alive()) /* or whoever revives would open what the call is about to make of it */
+        put(start, end, UD__TRAP_CLOSED, 0);
     wait_for_openers(); /* one that looked before may be about to open what is no longer ours */
 }
 
@@ -227,20 +255,26 @@ static void undo(uint64_t start, uint64_t end)
     changed();
 }
 
-static int end_inherited(uint64_t start, uint64_t end, void *arg)
+/* Could not be opened: a writer's fault tries again. */
+static int leave_protected(uint64_t start, uint64_t end, void *arg)
 {
     (void)arg;
-    ud__trap_end(start, end, UD__TRAP_OPEN);
+    put(start, end, UD__TRAP_PROTECT, 1);
+    put(start, end, UD__TRAP_CLOSED, 0);
     return 0;
 }
 
-/* Somebody who ends windows is there: the first time, or in the child of a fork, maybe one amid a batch. */
+/* Somebody who ends windows is there: the first time, or in the child of a fork, maybe one amid a batch. What that left
+ * closed is opened as any thread of the child would, so that calls under way (ud__trap_settle) are respected. */
 static void revive(void)
 {
-    if (atomic_exchange(&atomic_load(&life)->alive, 1))
+    long r;
+    if (agent_alive())
         return;
-    wait_for_openers();
-    ud__trap_each(0, ud__trap_highest(), UD__TRAP_CLOSED, end_inherited, NULL);
+    ud__trap_each(0, ud__trap_highest(), UD__TRAP_CLOSED, open_run, &r);
+    atomic_store(&atomic_load(&life)->alive, 1);
+    ud__trap_each(0, ud__trap_highest(), UD__TRAP_CLOSED, leave_protected, NULL);
+    changed();
 }
 
 int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t, void *), void *arg)
@@ -385,7 +419,7 @@ int ud__trap_serve(const siginfo_t *info, void *ucontext)
         if (atomic_load(&c->bits[UD__TRAP_CLOSED]) & bit) {
             if (agent_alive())
                 wait_past(seen);
-            else if ((r = open_now(page, page + ud__page)) != -EAGAIN)
+            else if ((r = open_now(page, page + ud__page)) != -EAGAIN && r != -ESTALE)
                 return !r;
         } else if (atomic_load(&c->bits[UD__TRAP_PROTECT]) & bit) {
             r = split(c, page);

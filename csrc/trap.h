@@ -16,7 +16,7 @@
  *
  * Guarantees: after ud__trap_begin no thread of the process writes the extent in user mode until ud__trap_end.
  * Fails: a write by the kernel (read(2) into the extent) gets EFAULT: the program opens the range with
- * ud_writable_open before. A page pinned for DMA is written all the same.
+ * ud_writable_open before. A page pinned for DMA is written all the same, and so is what goes through /proc/self/mem.
  */
 #ifndef UD_TRAP_H
 #define UD_TRAP_H
@@ -62,6 +62,8 @@ void ud__trap_settle(uint64_t start, uint64_t end) UD_HIDDEN;
 
 /* 1 if the page is read-only by us alone: to the program it is writable. */
 int ud__trap_held(uint64_t addr) UD_HIDDEN;
+/* Where in [start, end) that changes: the first page of another answer than start's, or end. */
+uint64_t ud__trap_edge(uint64_t start, uint64_t end) UD_HIDDEN;
 
 struct ud__trap_counts {
     uint64_t splits;  /* faults that opened a protected page */

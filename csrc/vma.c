@@ -96,12 +96,21 @@ static int list_grow(struct ud__maps *m)
     return 0;
 }
 
-/* Read-only by our own doing: to the program, and to all of us, it is writable. */
-static void see_through_the_trap(struct ud__vma *v)
+/* Read-only by our own doing: to the program, and to all of us, it is writable. The kernel may have made one mapping of such
+ * pages and of the program's own read-only ones: what counts is the part around addr. */
+static void see_through_the_trap(struct ud__vma *v, uint64_t addr)
 {
     uint32_t kind = v->flags & (UD__VMA_R | UD__VMA_W | UD__VMA_X | UD__VMA_SHARED);
-    if (kind == UD__VMA_R && atomic_load(&ud__trap_on) && ud__trap_held(v->start))
-        v->flags |= UD__VMA_W;
+    if (kind != UD__VMA_R || !atomic_load(&ud__trap_on))
+        return;
+    uint64_t at = addr > v->start ? addr & ~(uint64_t)(ud__page - 1) : v->start;
+    int held = ud__trap_held(at);
+    if (at > v->start && held != ud__trap_held(at - ud__page)) {
+        v->offset += at - v->start;
+        v->start = at;
+    }
+    v->end = ud__trap_edge(at, v->end);
+    v->flags |= held ? UD__VMA_W : 0;
 }
 
 static int has_newline(const char *s, const char *end)
@@ -132,7 +141,6 @@ int ud__maps_refresh(struct ud__maps *m)
         while (has_newline(s, buf + fill)) {
             struct ud__vma v;
             s = parse_line(s, &v);
-            see_through_the_trap(&v);
             if (m->count == m->cap && list_grow(m))
                 return -ENOMEM;
             m->list[m->count++] = v;
@@ -174,7 +182,7 @@ int ud__maps_find(struct ud__maps *m, uint64_t addr, struct ud__vma *out)
     if (m->query) {
         int r = query(m->fd, addr, out);
         if (r == 0)
-            see_through_the_trap(out);
+            see_through_the_trap(out, addr);
         return r;
     }
     size_t lo = 0, hi = m->count;
@@ -188,6 +196,7 @@ int ud__maps_find(struct ud__maps *m, uint64_t addr, struct ud__vma *out)
     if (lo == m->count)
         return -ENOENT;
     *out = m->list[lo];
+    see_through_the_trap(out, addr);
     return 0;
 }
 

@@ -144,6 +144,22 @@ static void test_settle_forgets(void)
     munmap(p, 8 * PAGE);
 }
 
+static void test_edge(void)
+{
+    enable();
+    char *p = new_region(300);
+    uint64_t at = (uint64_t)p, end = at + 300 * PAGE;
+    CHECK(ud__trap_edge(at, end) == end);
+    CHECK(!merge(p + 10 * PAGE, 200, 1));
+    CHECK(ud__trap_edge(at, end) == at + 10 * PAGE);
+    CHECK(ud__trap_edge(at + 10 * PAGE, end) == at + 210 * PAGE);
+    CHECK(ud__trap_edge(at + 100 * PAGE, at + 150 * PAGE) == at + 150 * PAGE);
+    p[100 * PAGE] = 1;
+    CHECK(ud__trap_edge(at + 10 * PAGE, end) == at + 100 * PAGE && ud__trap_edge(at + 100 * PAGE, end) == at + 101 * PAGE);
+    CHECK(ud__trap_edge(at + 210 * PAGE, end) == end);
+    munmap(p, 300 * PAGE);
+}
+
 static void test_open_all(void)
 {
     enable();
@@ -212,6 +228,42 @@ static void child_with_an_agent_elsewhere(void)
     child_writes_everywhere();
 }
 
+static ssize_t read_into(char *p)
+{
+    int pipes[2];
+    CHECK(!pipe(pipes) && write(pipes[1], "abcd", 4) == 4);
+    ssize_t got = read(pipes[0], p, 4);
+    close(pipes[0]);
+    close(pipes[1]);
+    return got;
+}
+
+/* A system call raises no fault that could open what the parent's window left closed. */
+static void child_opens_for_a_call(void)
+{
+    int token = ud_writable_open(shared + PAGE + 8, 4);
+    CHECK(token > 0 && read_into(shared + PAGE + 8) == 4 && !memcmp(shared + PAGE + 8, "abcd", 4));
+    CHECK(!ud_writable_close(token));
+    child_writes_everywhere();
+}
+
+/* What the program protects itself, the agent that comes up leaves so. */
+static void child_protects_before_the_agent(void)
+{
+    ud__trap_settle((uint64_t)shared, (uint64_t)shared + 4 * PAGE);
+    CHECK(!mprotect(shared, 4 * PAGE, PROT_READ));
+    enable();
+    CHECK(read_into(shared) == -1 && errno == EFAULT);
+    shared[5 * PAGE] = 1;
+}
+
+static void child_writes_after_the_agent(void)
+{
+    enable();
+    child_writes_everywhere();
+    CHECK(read_into(shared) == 4, "all of it is open");
+}
+
 static void test_fork(void)
 {
     char text[128];
@@ -227,6 +279,9 @@ static void test_fork(void)
     EXITS(child_writes_everywhere, 0); /* amid a window: there is no agent to end it */
     EXITS(child_with_an_agent, 0);
     EXITS(child_with_an_agent_elsewhere, 0);
+    EXITS(child_opens_for_a_call, 0);
+    EXITS(child_protects_before_the_agent, 0);
+    EXITS(child_writes_after_the_agent, 0);
     ud__trap_end((uint64_t)shared, (uint64_t)shared + 8 * PAGE, UD__TRAP_OPEN);
     CHECK(shared[1] == 1);
     CHECK(!merge(shared, 8, 1) && !atomic_load(counter));
@@ -397,6 +452,7 @@ int main(int argc, char **argv)
         { "begin_refuses", test_begin_refuses },
         { "writable", test_writable },
         { "settle_forgets", test_settle_forgets },
+        { "edge", test_edge },
         { "open_all", test_open_all },
         { "openers_respect_windows", test_openers_respect_windows },
         { "fork", test_fork },

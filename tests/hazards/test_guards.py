@@ -30,6 +30,18 @@ RACES = {
 }
 
 
+#: The same in mode trap, where merged pages are not protected but in windows.
+TRAP_RACES = {
+    "fork": "fork_meets_no_window",
+    "inherit": "clone_reads",
+    "open": "mremap_race",
+}
+TRAP = {
+    "UDEDUP_MODE": "trap", "UDEDUP_SPLIT": "kernel", "UDEDUP_REGIONS": "advised", "HZ_ADVISE": "1",
+    "UDEDUP_TEST_DELAY_US": "3000",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def test_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """libudedup.so with guards that can be switched off."""
@@ -68,6 +80,44 @@ def test_wrong_without_the_guard(racing: Lab, guard: str) -> None:
         if (run.status, run.out) != (plain.status, plain.out):
             return
     pytest.fail(f"nothing goes wrong without {guard}: does the test test it?")
+
+
+@pytest.mark.parametrize("name", [*TRAP_RACES.values(), "clone_protects"])
+def test_right_in_mode_trap(racing: Lab, name: str) -> None:
+    racing.same([racing.program("races"), name], **TRAP)
+
+
+@pytest.mark.parametrize("guard", TRAP_RACES)
+def test_wrong_in_mode_trap_without_the_guard(racing: Lab, guard: str) -> None:
+    program, name = racing.program("races"), TRAP_RACES[guard]
+    for _ in range(5):
+        run = racing.merged([program, name], UDEDUP_TEST_GUARDS=guard, **TRAP)
+        if run.out != "bad 0\ndone\n":
+            return
+    pytest.fail(f"nothing goes wrong without {guard}: does the test test it?")
+
+
+def test_another_process_on_the_same_memory(racing: Lab) -> None:
+    """One thread of the process is held; the other process is not, so nothing may be merged."""
+    program = racing.program("races")
+    racing.same([program, "sharer_race"], UDEDUP_TEST_DELAY_US="1000")
+    without = {"UDEDUP_TEST_GUARDS": "sharers", "UDEDUP_TEST_DELAY_US": "1000"}
+    for _ in range(5):
+        run = racing.merged([program, "sharer_race"], **without)
+        if run.out != "lost 0\ndone\n":
+            return
+    pytest.fail("nothing goes wrong without sharers: does the test test it?")
+
+
+def test_pinned_memory_is_moved_without_the_guard(racing: Lab) -> None:
+    program = racing.program("uring")
+    if racing.merged([program, "unmapped_ring"]).out != "bad 0\ndone\n":
+        pytest.fail("wrong with all guards")
+    for _ in range(5):
+        run = racing.merged([program, "unmapped_ring"], UDEDUP_TEST_GUARDS="pinned")
+        if run.out != "bad 0\ndone\n":
+            return
+    pytest.fail("nothing goes wrong without pinned: does the test test it?")
 
 
 def test_large_blocks_grow_right(racing: Lab) -> None:

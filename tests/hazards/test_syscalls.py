@@ -42,3 +42,7 @@ def test_uring_read_in_flight(lab: Lab) -> None:
 
 def test_uring_registered_buffer(lab: Lab) -> None:
     lab.same([lab.program("uring"), "registered_buffer"])
+
+
+def test_uring_registered_buffer_without_its_ring(lab: Lab) -> None:
+    lab.same([lab.program("uring"), "unmapped_ring"])

@@ -25,6 +25,7 @@ CAUSE_NAMES = (
     "seals",
     "segment",
     "pinned",
+    "shared",
 )
 HOLDS = ("none", "ptrace", "signal", "mprotect")
 TRACKING = ("none", "digest", "uffd")

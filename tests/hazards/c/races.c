@@ -4,9 +4,14 @@
  */
 #include "hz.h"
 
+#include <sched.h>
+#include <signal.h>
+
 #define N 16
 
 static double span(void) { return under_udedup() ? 4 : 0.2; }
+
+static double short_span(void) { return under_udedup() ? 2.5 : 0.2; }
 
 /* busy: a batch between the interposer's look at the merged map and the kernel's DONTNEED. */
 static void dontneed_race(void)
@@ -47,6 +52,39 @@ static void store_race(void)
         }
     }
     printf("lost %d\n", lost != 0);
+}
+
+/* sharers: as store_race, but the stores are those of a process made by clone(CLONE_VM), no thread of ours. */
+static int count_and_look(void *arg)
+{
+    char *p = arg;
+    double end = now() + short_span();
+    int lost = 0;
+    while (now() < end) {
+        fill(p, N, 2);
+        nap(0.004);
+        for (uint64_t i = 1; i < 3000; i++) {
+            volatile uint64_t *w = (volatile uint64_t *)(p + (i % N) * PAGE);
+            w[9] = i << 8;
+            for (volatile int k = 0; k < 300; k++)
+                ;
+            if (w[9] != i << 8) {
+                lost = 1;
+                break;
+            }
+        }
+    }
+    return lost;
+}
+
+static void sharer_race(void)
+{
+    static char stack[65536] __attribute__((aligned(64)));
+    char *twin = map_alone(N + 2), *p = map_alone(N + 2);
+    fill(twin, N, 2);
+    int status = -1, pid = clone(count_and_look, stack + sizeof stack, CLONE_VM | SIGCHLD, p);
+    CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && WIFEXITED(status));
+    printf("lost %d\n", WEXITSTATUS(status));
 }
 
 /* mapcheck: the anonymous mapping became a shared file with the same bytes. */
@@ -148,4 +186,94 @@ static void realloc_race(void)
         pthread_join(t[i], NULL);
 }
 
-MAIN(T(dontneed_race), T(store_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race))
+/* ---- mode trap: windows, and calls that meet them ------------------------------------------------------------------- */
+
+extern int ud_writable_open(void *addr, size_t len) __attribute__((weak));
+extern int ud_writable_close(int token) __attribute__((weak));
+
+/* The kernel writes into each page, as the contract of mode trap has it. */
+static int read_into_each(char *p)
+{
+    int fd = open("/dev/zero", O_RDONLY), bad = 0;
+    for (int i = 0; i < N; i++) {
+        int token = ud_writable_open ? ud_writable_open(p + i * PAGE, 8) : 0;
+        bad += read(fd, p + i * PAGE, 8) != 8;
+        if (token > 0)
+            ud_writable_close(token);
+    }
+    close(fd);
+    return bad;
+}
+
+/* Without the contract: only what is not closed takes it. */
+static int read_into_one(char *p)
+{
+    int fd = open("/dev/zero", O_RDONLY);
+    ssize_t got = read(fd, p + 3 * PAGE, 8);
+    close(fd);
+    return got != 8;
+}
+
+/* The program's own protection counts, whoever had closed the page before. */
+static int protects(char *p)
+{
+    CHECK(mprotect(p, N * PAGE, PROT_READ) == 0);
+    nap(0.5); /* the child's agent comes up meanwhile */
+    return !read_into_one(p);
+}
+
+static pid_t forked(void) { return fork(); }
+
+static pid_t cloned(void) { return (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0); }
+
+/* A child is forked while its parent's pages are being merged, and does something with them. */
+static void in_children(pid_t (*make)(void), int (*what)(char *))
+{
+    double end = now() + short_span();
+    int bad = 0, children = 0;
+    char *twin = map_alone(N + 2), *p = map_alone(N + 2);
+    fill(twin, N, 6);
+    for (unsigned i = 0; now() < end; i++) {
+        fill(p, N, 6);
+        nap(0.001 * (i * 7 % 23));
+        pid_t pid = make();
+        if (pid == 0)
+            _exit(what(p) != 0);
+        int status = -1;
+        CHECK(pid > 0 && waitpid(pid, &status, 0) == pid);
+        bad += status != 0;
+        children++;
+    }
+    CHECK(children > 3 || !under_udedup());
+    printf("bad %d\n", bad != 0);
+}
+
+static void fork_meets_no_window(void) { in_children(forked, read_into_one); }
+static void clone_reads(void) { in_children(cloned, read_into_each); }
+static void clone_protects(void) { in_children(cloned, protects); }
+
+/* A mapping moves while a window is over it: what moved is writable, and what comes after is let be. */
+static void mremap_race(void)
+{
+    double end = now() + short_span();
+    int bad = 0;
+    char *twin = map_alone(N + 2);
+    fill(twin, N, 6);
+    for (unsigned i = 0; now() < end; i++) {
+        char *p = map(2 * N);
+        fill(p, N, 6);
+        CHECK(munmap(p + N * PAGE, N * PAGE) == 0);
+        nap(0.001 * (i * 7 % 23));
+        char *to = mremap(p, N * PAGE, (N + 3) * PAGE, MREMAP_MAYMOVE);
+        if (to == MAP_FAILED) {
+            bad++;
+            continue;
+        }
+        bad += wrong(to, N, 6) != 0 || read_into_one(to) != 0;
+        munmap(to, (N + 3) * PAGE);
+    }
+    printf("bad %d\n", bad != 0);
+}
+
+MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
+     T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race))

@@ -10,6 +10,8 @@ static struct {
     unsigned *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
     struct io_uring_sqe *sqes;
     struct io_uring_cqe *cqes;
+    void *maps[3];
+    size_t sizes[3];
 } ring;
 
 static int ring_open(void)
@@ -33,6 +35,9 @@ static int ring_open(void)
     ring.cq_tail = (unsigned *)(c + p.cq_off.tail);
     ring.cq_mask = (unsigned *)(c + p.cq_off.ring_mask);
     ring.cqes = (struct io_uring_cqe *)(c + p.cq_off.cqes);
+    ring.maps[0] = m, ring.sizes[0] = size > size2 ? size : size2;
+    ring.maps[1] = c == m ? NULL : c, ring.sizes[1] = size2;
+    ring.maps[2] = ring.sqes, ring.sizes[2] = p.sq_entries * sizeof(struct io_uring_sqe);
     return 1;
 }
 
@@ -94,4 +99,30 @@ static void rounds(uint8_t op, int registered)
 static void read_in_flight(void) { rounds(IORING_OP_READ, 0); }
 static void registered_buffer(void) { rounds(IORING_OP_READ_FIXED, 1); }
 
-MAIN(T(read_in_flight), T(registered_buffer))
+/* No mapping tells of the ring, but its buffer is pinned, and filled in the end. */
+static void unmapped_ring(void)
+{
+    int fds[2], bad = 0;
+    CHECK(pipe(fds) == 0);
+    char *twin = map_alone(N + 8), *p = map_alone(N + 8), words[PAGE];
+    fill(twin + 4 * PAGE, N, 1);
+    for (int i = 0; i < (under_udedup() ? 6 : 1); i++) {
+        struct iovec v = {p + 4 * PAGE, N * PAGE};
+        fill(p + 4 * PAGE, N, 1);
+        if (!ring_open() || syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &v, 1) < 0)
+            break; /* seccomp, sysctl, RLIMIT_MEMLOCK */
+        memset(words, i + 1, sizeof words);
+        submit(IORING_OP_READ_FIXED, fds[0], p + 5 * PAGE, PAGE);
+        for (int k = 0; k < 3; k++)
+            CHECK(!ring.maps[k] || munmap(ring.maps[k], ring.sizes[k]) == 0);
+        nap(0.2); /* long enough to be merged */
+        CHECK(write(fds[1], words, PAGE) == (ssize_t)PAGE);
+        CHECK(syscall(SYS_io_uring_enter, ring.fd, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0) == 0);
+        bad += memcmp(p + 5 * PAGE, words, PAGE) != 0;
+        close(ring.fd);
+        nap(0.05); /* until the pin is gone */
+    }
+    printf("bad %d\n", bad != 0);
+}
+
+MAIN(T(read_in_flight), T(registered_buffer), T(unmapped_ring))
