@@ -32,6 +32,7 @@ static const char *const cause_words[UD_CAUSE_COUNT] = {
     [UD_CAUSE_SEALS] = "segment without seals",
     [UD_CAUSE_SEGMENT] = "segment could not be made or mapped",
     [UD_CAUSE_PINNED] = "asynchronous I/O",
+    [UD_CAUSE_HOLD_MASKED] = "ptrace refused, and a thread blocks SIGURG",
 };
 
 void ud__note_cause(int cause, uint64_t pages)
@@ -39,7 +40,11 @@ void ud__note_cause(int cause, uint64_t pages)
     struct ud_ledger_header *h = ud__a.ledger.hdr;
     h->merge_failures[cause] += pages;
     char *at = h->cause_text;
-    const char *words = cause == UD_CAUSE_HOLD_REFUSED && ud__trap_active() ? ud__trap_refusal() : cause_words[cause];
+    const char *words = cause_words[cause];
+    if (cause == UD_CAUSE_HOLD_REFUSED && ud__trap_active())
+        words = ud__trap_refusal();
+    else if (cause == UD_CAUSE_HOLD_REFUSED && ud__park_words())
+        words = ud__park_words();
     if (cause >= UD_CAUSE_VMAS && words)
         ud__put_str(at, at + sizeof h->cause_text, words);
 }
@@ -104,6 +109,13 @@ static int wait_for_calm(void)
     return cause;
 }
 
+static void note_hold(int cause)
+{
+    int none = cause == UD_CAUSE_HOLD_REFUSED || cause == UD_CAUSE_HOLD_MASKED;
+    if (!ud__trap_active())
+        ud__a.ledger.hdr->hold_kind = none ? UD_HOLD_NONE : (uint32_t)atomic_load(&ud__hold_way);
+}
+
 /* Runs the job's batches to the end. Whatever is left when it gives up is refused. */
 static void run_batches(struct ud__job *j)
 {
@@ -128,6 +140,7 @@ static void run_batches(struct ud__job *j)
         if (r == -ECHILD)
             ud__scan_resync();
         else if (r == 0 && j->cause_begin < 0) {
+            note_hold(-1);
             note_pause(j->pause_us);
             ud__a.ledger.hdr->eintr_repairs += j->repairs;
             if ((int64_t)j->result < 0) { /* UNMERGE ran out of memory: the rest stays merged */
@@ -143,6 +156,8 @@ static void run_batches(struct ud__job *j)
             break;
         ud__sleep_us(1000u << tries++);
     }
+    if (cause >= 0)
+        note_hold(cause);
     for (uint32_t i = j->done; i < j->npieces && cause >= 0; i++)
         ud__job_refuse(j, j->pieces[i].npages, cause);
     for (int c = 0; c < UD_CAUSE_COUNT; c++)
