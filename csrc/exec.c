@@ -2,8 +2,8 @@
  *
  *   plan -> pieces -> batches: precheck (precheck.c), then one holder each (job.c), as long as pieces are left
  *
- * Guarantees: a batch works for freeze_max_us at most once everybody is held; between two batches the
- * program runs at least as long as it was held. A plan from the merger is checked against
+ * Guarantees: a batch works for 5/8 of freeze_max_us at most once everybody is held, less where pauses turn out longer
+ * than that; between two batches the program runs at least as long as it was held. A plan from the merger is checked against
  * the address space before use: a wrong one is refused, nothing more.
  * Fails: page by page; what was not merged becomes REFUSED in the ledger and is looked at again some passes later.
  */
@@ -49,6 +49,29 @@ void ud__note_cause(int cause, uint64_t pages)
         ud__put_str(at, at + sizeof h->cause_text, words);
 }
 
+/* Microseconds of work in a batch. The rest of a pause, for holding, letting go and waiting for a CPU in between, is not
+ * ours to choose: after a pause that was too long the next ones are shorter, and grow again slowly. */
+static struct {
+    uint64_t us, most; /* most: the freeze_max_us it was made for */
+} batch;
+
+static void learn_from_pause(uint64_t us)
+{
+    if (us > batch.most)
+        batch.us = batch.us * 3 / 4 > batch.most / 8 ? batch.us * 3 / 4 : batch.most / 8;
+    else if (batch.us < batch.most * 5 / 8)
+        batch.us += batch.most / 256;
+}
+
+static uint64_t work_us(void)
+{
+    if (batch.most != ud__a.knobs.freeze_max_us) {
+        batch.most = ud__a.knobs.freeze_max_us;
+        batch.us = batch.most / 2;
+    }
+    return batch.us;
+}
+
 static void note_pause(uint64_t us)
 {
     struct ud_ledger_header *h = ud__a.ledger.hdr;
@@ -59,6 +82,7 @@ static void note_pause(uint64_t us)
         bucket = octave * 4 + quarter;
     }
     h->freeze_hist[bucket < UD_FREEZE_BUCKETS ? bucket : UD_FREEZE_BUCKETS - 1]++;
+    learn_from_pause(us);
     h->freezes++;
     h->freeze_us_sum += us;
     if (us > h->freeze_us_max)
@@ -133,7 +157,7 @@ static void run_batches(struct ud__job *j)
         j->vmlck = kb;
         j->vmas_left = vmas_left() - j->vmas;
         j->min_run = price(j->vmas_left);
-        j->budget_us = ud__a.knobs.freeze_max_us * 3 / 4; /* the rest is for holding and letting go */
+        j->budget_us = work_us();
         j->hold.deadline_us = ud__now_us() + 20000 + 10ull * ud__a.knobs.freeze_max_us;
         int r = ud__job_run(j, atomic_load(&ud__a.tid), 1);
         ud__merged_reap();

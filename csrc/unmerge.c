@@ -186,6 +186,9 @@ long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags,
                         .scratch = to, .scratch_len = new_len, .budget_us = 20000, .result = (uint64_t)-EAGAIN};
     int tid = (int)ud__sys(__NR_gettid);
     for (int tries = 0; tries < 100; tries++) {
+        /* Nobody can be held (a thread that blocks SIGURG, vfork): then without. Who moves memory must keep his other
+         * threads off it himself, for the kernel might have moved it, too. */
+        j.no_hold = tries > 50;
         j.hold.deadline_us = ud__now_us() + 20000;
         int r = ud__job_run(&j, tid, 0);
         if (r < 0)

@@ -19,7 +19,8 @@ from hazards.lab import Lab, threads_of
 #: Those in which threads must be held, and what a handler could change is looked at.
 PROCESSES = [
     "stores_are_kept", "fork_while_writing", "vfork_and_spawn", "exec_merged", "threads_come_and_go",
-    "many_threads", "busy_threads", "main_thread_leaves", "close_everything", "credentials", "seccomp_strict",
+    "many_threads", "mremap_beside_masked", "busy_threads", "main_thread_leaves", "close_everything",
+    "credentials", "seccomp_strict",
     "signals_while_held", "eintr_is_kept", "eintr_of_read", "eintr_of_read_in_process", "urgent_is_ours",
     "urgent_is_asked", "one_is_filtered", "descriptor_limit", "stopped_and_continued",
 ]  # fmt: skip

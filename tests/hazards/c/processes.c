@@ -263,6 +263,31 @@ static void many_asleep(int masked)
     printf("wrong %zu interrupted %d\n", wrong(p, N, 37), sleepers.wrong);
 }
 
+/* Merged memory is moved although a thread cannot be held any more. */
+static void *mask_all(void *arg)
+{
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    while (!*(_Atomic int *)arg)
+        nap(0.02);
+    return NULL;
+}
+
+static void mremap_beside_masked(void)
+{
+    static _Atomic int stop;
+    pthread_t t;
+    char *p = merged_area(N, 49);
+    CHECK(pthread_create(&t, NULL, mask_all, &stop) == 0);
+    nap(0.05);
+    char *q = mremap(p, N * PAGE, 4 * N * PAGE, MREMAP_MAYMOVE);
+    CHECK(q != MAP_FAILED);
+    stop = 1;
+    pthread_join(t, NULL);
+    printf("wrong %zu %zu\n", wrong(q, N, 49), nonzero(q + N * PAGE, 3 * N * PAGE));
+}
+
 static void many_threads(void) { many_asleep(0); }
 static void many_masked(void) { many_asleep(1); }
 
@@ -642,7 +667,8 @@ static void stopped_and_continued(void)
 }
 
 MAIN(T(stores_are_kept), T(fork_while_writing), T(fork_storm), T(child_lives_on), T(vfork_and_spawn), T(exec_merged),
-     T(threads_come_and_go), T(many_threads), T(many_masked), T(busy_threads), T(main_thread_leaves), T(close_everything),
-     T(credentials), T(seccomp_strict), T(signals_while_held), T(eintr_is_kept), T(eintr_of_read),
-     T(eintr_of_read_in_process), T(urgent_is_ours), T(urgent_is_asked), T(one_is_filtered), T(segv_blocked),
-     T(crash_still_crashes), T(address_space_limit), T(descriptor_limit), T(mapping_limit), T(stopped_and_continued))
+     T(threads_come_and_go), T(many_threads), T(many_masked), T(mremap_beside_masked), T(busy_threads),
+     T(main_thread_leaves), T(close_everything), T(credentials), T(seccomp_strict), T(signals_while_held),
+     T(eintr_is_kept), T(eintr_of_read), T(eintr_of_read_in_process), T(urgent_is_ours), T(urgent_is_asked),
+     T(one_is_filtered), T(segv_blocked), T(crash_still_crashes), T(address_space_limit), T(descriptor_limit),
+     T(mapping_limit), T(stopped_and_continued))
