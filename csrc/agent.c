@@ -61,6 +61,8 @@ static int open_all(void)
 {
     char buf[32];
     const char *s = buf;
+    if (!ud__proc_is_ours())
+        return -ENOENT;
     int r = ud__maps_open(&ud__a.maps, ud__a.pid);
     if (r < 0)
         return r;

@@ -5,7 +5,7 @@
  * take is taken after all. A system call that our stop made return -EINTR is started again. If the holder dies
  * at any instant the kernel detaches it and the threads run on.
  * Fails (nobody held afterwards, h->cause says why): the deadline (vfork, uninterruptible sleep), a thread
- * traced by somebody else, ptrace refused, a group stop (SIGSTOP), more than UD__HOLD_MAX threads. Where ptrace is
+ * traced by somebody else, ptrace refused, a /proc that does not tell (or of another PID namespace), a group stop (SIGSTOP), more than UD__HOLD_MAX threads. Where ptrace is
  * refused, hold_signal.c takes its place behind the same two functions.
  *
  * Another process on the same memory (a vfork child) is not in our task list: its parent sleeps in vfork,
@@ -64,8 +64,12 @@ static long task_text(const struct ud__hold *h, int tid, const char *file, char 
 static int why_not_seized(struct ud__hold *h, int tid)
 {
     char buf[1024];
-    if (task_text(h, tid, "status", buf, sizeof buf) <= 0)
+    long n = task_text(h, tid, "status", buf, sizeof buf);
+    if (n == -ENOENT || n == -ESRCH)
         return UD__T_SKIP;
+    h->cause = UD_CAUSE_HOLD_REFUSED;
+    if (n <= 0) /* no descriptor is left, say: the thread may well be there */
+        return -1;
     for (const char *s = buf; *s; s++) {
         if (s != buf && s[-1] != '\n')
             continue;
@@ -76,7 +80,6 @@ static int why_not_seized(struct ud__hold *h, int tid)
             return -1;
         }
     }
-    h->cause = UD_CAUSE_HOLD_REFUSED;
     return -1;
 }
 
@@ -108,8 +111,10 @@ static int seize_new(struct ud__hold *h)
     ud__sys(__NR_lseek, h->taskfd, 0, 0);
     for (;;) {
         long n = ud__sys(__NR_getdents64, h->taskfd, buf, sizeof buf);
+        if (n < 0)
+            h->cause = UD_CAUSE_NOMEM;
         if (n <= 0)
-            return fresh;
+            return n < 0 ? -1 : fresh;
         for (long at = 0; at < n;) {
             const char *entry = buf + at; /* u64 ino, u64 off, u16 reclen, u8 type, name */
             uint16_t reclen;
@@ -240,6 +245,15 @@ static void let_go_late(struct ud__hold *h)
     }
 }
 
+/* Is /proc that of our PID namespace? Else the numbers in it are other threads', or nobody's. */
+int ud__proc_is_ours(void)
+{
+    char pid[24] = "";
+    const char *s = pid;
+    return ud__sys(__NR_readlinkat, AT_FDCWD, "/proc/self", pid, sizeof pid - 1) > 0 &&
+           ud__get_dec(&s) == (uint64_t)ud__sys(__NR_getpid);
+}
+
 static int open_tasks(struct ud__hold *h)
 {
     char path[48], *end = path + sizeof path;
@@ -248,7 +262,11 @@ static int open_tasks(struct ud__hold *h)
     ud__put_str(at, end, "/task");
     h->count = h->suspended = 0;
     h->cause = UD_CAUSE_HOLD_REFUSED;
+    if (UD__GUARD_ON(UD__GUARD_PROC) && !ud__proc_is_ours())
+        return -1;
     h->taskfd = (int)ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (h->taskfd < 0)
+        h->cause = UD_CAUSE_NOMEM;
     return h->taskfd < 0 ? -1 : 0;
 }
 

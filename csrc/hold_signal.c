@@ -172,15 +172,19 @@ static const char *after(const char *s, const char *key)
     return s;
 }
 
+enum { UNKNOWN = -1, ALIVE, GONE };
+
+/* ALIVE, GONE, or UNKNOWN where the file cannot be read (no descriptor is left, say): that is not gone. */
 static int read_status(int dir, const char *path, struct status *st)
 {
     char buf[2560];
     *st = (struct status){0};
     long fd = ud__sys(__NR_openat, dir, path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    long n = ud__sys(__NR_read, fd, buf, sizeof buf - 1);
-    ud__sys(__NR_close, fd);
+    long n = fd < 0 ? fd : ud__sys(__NR_read, fd, buf, sizeof buf - 1);
+    if (fd >= 0)
+        ud__sys(__NR_close, fd);
+    if (n == -ENOENT || n == -ESRCH)
+        return GONE;
     buf[n > 0 ? n : 0] = 0;
     for (const char *s = buf, *v; *s; s++) {
         if ((v = after(s, "State:")))
@@ -198,7 +202,7 @@ static int read_status(int dir, const char *path, struct status *st)
         while (s[1] && *s != '\n')
             s++;
     }
-    return n > 0 && st->state ? 0 : -1;
+    return !st->state ? UNKNOWN : st->state == 'Z' || st->state == 'X' ? GONE : ALIVE;
 }
 
 static int thread_status(const struct ud__hold *h, int tid, struct status *st)
@@ -208,17 +212,18 @@ static int thread_status(const struct ud__hold *h, int tid, struct status *st)
     return read_status(h->taskfd, path, st);
 }
 
-static int is_gone(const struct status *st) { return st->state == 'Z' || st->state == 'X'; }
-
-/* May this thread be signalled? 0, 1 if it is gone, or -1 with the cause. */
-static int may_signal(struct ud__hold *h, const struct status *own, int tid)
+/* May this thread be signalled? 0, or -1 with the cause. */
+static int may_signal(struct ud__hold *h, int tid, const struct status *own)
 {
     struct status st;
     h->cause = UD_CAUSE_HOLD_MASKED;
     for (int tries = 0; tries < MASKED_TRIES; tries++) {
-        if (thread_status(h, tid, &st) || is_gone(&st))
-            return 1;
-        if (st.tracer)
+        int r = thread_status(h, tid, &st);
+        if (r == GONE)
+            return 0;
+        if (r == UNKNOWN)
+            h->cause = UD_CAUSE_HOLD_REFUSED, words = "ptrace refused, and /proc/PID/task cannot be read";
+        else if (st.tracer)
             h->cause = UD_CAUSE_HOLD_TRACED;
         else if (st.state == 'T' || st.state == 't')
             h->cause = UD_CAUSE_HOLD_DEADLINE;
@@ -254,7 +259,8 @@ static struct slot *slot_for(int tid)
 }
 
 /* Calls fn for each thread that is to be held; stops when it returns less than 0. The sum of what it returned. */
-static int each_thread(struct ud__hold *h, int (*fn)(struct ud__hold *, int tid, void *arg), void *arg)
+typedef int (*thread_fn)(struct ud__hold *h, int tid, const struct status *own);
+static int each_thread(struct ud__hold *h, thread_fn fn, const struct status *own)
 {
     char buf[4096];
     int sum = 0, agent = atomic_load(&ud__a.tid);
@@ -269,24 +275,21 @@ static int each_thread(struct ud__hold *h, int (*fn)(struct ud__hold *, int tid,
             int tid = (int)ud__get_dec(&name);
             if (tid == 0 || tid == h->spare_tid || tid == agent)
                 continue;
-            int r = fn(h, tid, arg);
+            int r = fn(h, tid, own);
             if (r < 0)
                 return r;
             sum += r;
         }
-    return sum;
+    if (n < 0)
+        h->cause = UD_CAUSE_NOMEM;
+    return n < 0 ? -1 : sum;
 }
 
-static int look_first(struct ud__hold *h, int tid, void *own)
-{
-    return may_signal(h, own, tid) < 0 ? -1 : 0;
-}
-
-static int send_if_new(struct ud__hold *h, int tid, void *own)
+static int send_if_new(struct ud__hold *h, int tid, const struct status *unused)
 {
     struct slot *s = slot_for(tid);
     uint32_t now = atomic_load(&epoch);
-    (void)own;
+    (void)unused;
     if (!s) {
         h->cause = UD_CAUSE_HOLD_DEADLINE;
         return -1;
@@ -297,6 +300,7 @@ static int send_if_new(struct ud__hold *h, int tid, void *own)
     long r = ud__sys(__NR_tgkill, h->pid, tid, SIGURG);
     s->gone = r == -ESRCH;
     if (r == -EPERM || r == -EAGAIN) {
+        words = "ptrace refused, and so are signals";
         h->cause = UD_CAUSE_HOLD_REFUSED;
         return -1;
     }
@@ -313,7 +317,7 @@ static unsigned missing(struct ud__hold *h, int look)
         int tid = atomic_load(&s->tid);
         if (s->listed != now || s->gone || atomic_load(&s->parked) == now)
             continue;
-        if (look && (thread_status(h, tid, &st) || is_gone(&st)))
+        if (look && thread_status(h, tid, &st) == GONE)
             s->gone = 1;
         else
             n++;
@@ -344,7 +348,7 @@ static int wait_for_all(struct ud__hold *h)
 static int still_on_its_way(struct ud__hold *h, const struct slot *s, uint32_t then, struct status *st)
 {
     return s->listed == then && !s->gone && atomic_load(&s->parked) != then &&
-           !thread_status(h, atomic_load(&s->tid), st) && st->pending & UD__SIGBIT(SIGURG);
+           thread_status(h, atomic_load(&s->tid), st) == ALIVE && st->pending & UD__SIGBIT(SIGURG);
 }
 
 /* Where the stacks are: what is written there until the threads sleep, and when they return. */
@@ -406,10 +410,11 @@ int ud__park_begin(struct ud__hold *h)
 {
     struct status own;
     try_calls();
-    int r = read_status(AT_FDCWD, "/proc/self/status", &own) || each_thread(h, look_first, &own) < 0 ? -1 : 0;
-    h->began_us = ud__now_us();
-    if (r)
+    h->cause = UD_CAUSE_HOLD_REFUSED;
+    if (read_status(AT_FDCWD, "/proc/self/status", &own) != ALIVE || each_thread(h, may_signal, &own) < 0)
         return -1;
+    int r;
+    h->began_us = ud__now_us();
     atomic_fetch_add(&epoch, 1);
     while ((r = each_thread(h, send_if_new, NULL)) > 0) {
         h->deadline_us += (uint64_t)r * THREAD_US;

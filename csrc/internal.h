@@ -52,7 +52,7 @@ long ud__read_fd(int fd, char *buf, size_t cap) UD_HIDDEN; /* the same of an ope
 enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE = 4, UD__GUARD_HOLD = 8,
                  UD__GUARD_BITFIRST = 16, UD__GUARD_EINTR = 32, UD__GUARD_LASTPAGE = 64,
                  UD__GUARD_PINNED = 128, UD__GUARD_OWED = 256, UD__GUARD_RELEASE = 512,
-                 UD__GUARD_STOPPED = 1024 };
+                 UD__GUARD_STOPPED = 1024, UD__GUARD_PROC = 2048 };
 #ifdef UD_TEST
 extern UD_HIDDEN unsigned ud__guards_off;
 #define UD__GUARD_ON(g) (!(ud__guards_off & (g)))
@@ -175,6 +175,7 @@ struct ud__hold {
 extern UD_HIDDEN atomic_int ud__hold_way;
 /* From a holder: 0 if `tid` can be traced, else why not (UD_CAUSE_HOLD_REFUSED, _TRACED). Stops nobody. */
 int ud__hold_probe(struct ud__hold *h, int tid) UD_HIDDEN;
+int ud__proc_is_ours(void) UD_HIDDEN; /* 0 if /proc is of another PID namespace */
 int ud__hold_begin(struct ud__hold *h) UD_HIDDEN; /* 0, or -1 with cause set: nobody is held then */
 void ud__hold_end(struct ud__hold *h) UD_HIDDEN;
 /* 1 if a stack pointer or the TLS of a held thread lies in [start, end). */

@@ -101,6 +101,7 @@ static int eintr_is_owed(uint64_t outer_mask, enum ud__call kind)
     if (!UD__GUARD_ON(UD__GUARD_OWED))
         return 0;
     ud__sys(__NR_rt_sigpending, &pending, 8);
+    pending &= ~UD__SIGBIT(SIGURG); /* the next hold's: it is ours, too */
     for (pending &= ~outer_mask; pending; pending &= pending - 1) {
         struct ud__sigaction a;
         int sig = __builtin_ctzll(pending) + 1;

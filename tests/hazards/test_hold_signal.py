@@ -22,7 +22,8 @@ PROCESSES = [
     "many_threads", "mremap_beside_masked", "busy_threads", "main_thread_leaves", "close_everything",
     "credentials", "seccomp_strict",
     "signals_while_held", "eintr_is_kept", "eintr_of_read", "eintr_of_read_in_process", "urgent_is_ours",
-    "urgent_is_asked", "one_is_filtered", "descriptor_limit", "stopped_and_continued",
+    "urgent_is_asked", "one_is_filtered", "other_pid_namespace", "descriptor_limit",
+    "stopped_and_continued",
 ]  # fmt: skip
 MAPPINGS = ["mremap_grow", "mremap_move", "dontneed", "dontfork", "mlock_merged", "realloc_large", "trim"]
 SYSCALLS = ["read_during_merges", "sleepers_see_nothing", "recv_timeout_is_kept"]

@@ -16,6 +16,7 @@ QUIET = [
     "exec_merged", "threads_come_and_go", "busy_threads", "main_thread_leaves",
     "many_threads", "many_masked", "close_everything", "credentials", "seccomp_strict",
     "signals_while_held", "eintr_is_kept", "eintr_of_read", "eintr_of_read_in_process", "urgent_is_ours",
+    "other_pid_namespace",
     "segv_blocked", "address_space_limit", "descriptor_limit", "mapping_limit", "stopped_and_continued",
 ]  # fmt: skip
 CHURNED = [

@@ -4,6 +4,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stddef.h>
@@ -580,6 +581,38 @@ static void one_is_filtered(void)
     printf("wrong %zu\n", wrong(p, N, 49));
 }
 
+/* Its /proc tells of other processes: nobody can be found in there, so nothing may be moved. */
+static void other_pid_namespace(void)
+{
+    char *p = merged_area(N, 29);
+    int pid = unshare(CLONE_NEWPID) ? -1 : fork();
+    if (pid < 0 && geteuid() != 0) { /* not without privilege */
+        puts("wrong 0");
+        return;
+    }
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        static struct counter c;
+        pthread_t t;
+        CHECK(getpid() == 1);
+        c.area = p;
+        fill(p, N, 30);
+        CHECK(pthread_create(&t, NULL, count_up, &c) == 0);
+        double end = now() + (under_udedup() ? 1.5 : 0.1);
+        while (now() < end) {
+            char *q = map(32);
+            fill(q, 32, 30);
+            nap(0.05);
+            CHECK(wrong(q, 32, 30) == 0 && madvise(q, 8 * PAGE, MADV_DONTFORK) == 0 && munmap(q, 32 * PAGE) == 0);
+        }
+        c.stop = 1;
+        pthread_join(t, NULL);
+        _exit(c.bad != 0);
+    }
+    wait_ok(pid);
+    printf("wrong %zu\n", wrong(p, N, 29));
+}
+
 static void segv_blocked(void)
 {
     sigset_t set;
@@ -670,5 +703,5 @@ MAIN(T(stores_are_kept), T(fork_while_writing), T(fork_storm), T(child_lives_on)
      T(threads_come_and_go), T(many_threads), T(many_masked), T(mremap_beside_masked), T(busy_threads),
      T(main_thread_leaves), T(close_everything), T(credentials), T(seccomp_strict), T(signals_while_held),
      T(eintr_is_kept), T(eintr_of_read), T(eintr_of_read_in_process), T(urgent_is_ours), T(urgent_is_asked),
-     T(one_is_filtered), T(segv_blocked), T(crash_still_crashes), T(address_space_limit), T(descriptor_limit),
-     T(mapping_limit), T(stopped_and_continued))
+     T(one_is_filtered), T(other_pid_namespace), T(segv_blocked), T(crash_still_crashes), T(address_space_limit),
+     T(descriptor_limit), T(mapping_limit), T(stopped_and_continued))
