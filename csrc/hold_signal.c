@@ -14,7 +14,8 @@
  * Fails (nobody held afterwards, h->cause says why): a thread blocks SIGURG (HOLD_MASKED), or has a seccomp filter that we
  * have not: it might kill for our calls; the program has a SIGURG handler of its own (HOLD_REFUSED); a tracer
  * (HOLD_TRACED); stopped, or in vfork (HOLD_DEADLINE). Not covered: a debugger that attaches while threads are
- * parked and makes one run.
+ * parked and makes one run; a blocking write of much, begun since the agent looked (precheck.c), may come back short, as
+ * POSIX allows: hold.c mends it.
  */
 #include <fcntl.h>
 #include <signal.h>
