@@ -61,6 +61,8 @@ static int open_all(void)
 {
     char buf[32];
     const char *s = buf;
+    if (!ud__proc_is_ours())
+        return -ENOENT;
     int r = ud__maps_open(&ud__a.maps, ud__a.pid);
     if (r < 0)
         return r;
@@ -73,7 +75,8 @@ static int open_all(void)
     struct ud_ledger_header *h = ud__a.ledger.hdr;
     h->pid = (uint32_t)ud__a.pid;
     h->track_kind = (uint32_t)ud__track_open();
-    h->hold_kind = UD_HOLD_PTRACE;
+    ud__job_probe();
+    h->hold_kind = (uint32_t)atomic_load(&ud__hold_way);
     h->regions_mode = (uint32_t)ud__a.advised;
     h->preloaded = (uint32_t)ud__a.preloaded;
     ud__a.max_maps = 65530;
@@ -138,8 +141,12 @@ static uint64_t work(void)
         if (changed > 0 && idle_us > most / 4) /* a few hot pages do not keep us awake, but they keep us looking */
             idle_us = most / 4;
     }
-    if (whole && changed < CALM_PAGES)
+    if (whole && changed < CALM_PAGES) {
+        uint64_t mask;
+        ud__job_lock(&mask); /* not while a thread of the program moves memory: parked threads do not include us */
         ud__malloc_release();
+        ud__job_unlock(&mask);
+    }
     if (idle_us > most)
         idle_us = most;
     ud__a.resting = idle_us >= most / 4;

@@ -2,8 +2,8 @@
  *
  *   plan -> pieces -> batches: precheck (precheck.c), then one holder each (job.c), as long as pieces are left
  *
- * Guarantees: a batch works for freeze_max_us at most once everybody is held; between two batches the
- * program runs at least as long as it was held. A plan from the merger is checked against
+ * Guarantees: a batch works for 5/8 of freeze_max_us at most once everybody is held, less where pauses turn out longer
+ * than that; between two batches the program runs at least as long as it was held. A plan from the merger is checked against
  * the address space before use: a wrong one is refused, nothing more.
  * Fails: page by page; what was not merged becomes REFUSED in the ledger and is looked at again some passes later.
  */
@@ -27,12 +27,13 @@ static const char *const cause_words[UD_CAUSE_COUNT] = {
     [UD_CAUSE_BUSY] = "a thread was inside a memory call",
     [UD_CAUSE_HOLD_DEADLINE] = "threads could not be held in time",
     [UD_CAUSE_HOLD_TRACED] = "a thread is traced by somebody else",
-    [UD_CAUSE_HOLD_REFUSED] = "ptrace refused",
+    [UD_CAUSE_HOLD_REFUSED] = "ptrace refused, and /proc does not tell what threads do",
     [UD_CAUSE_SYSCALL] = "a thread sleeps in a call that a stop would show in",
     [UD_CAUSE_SEALS] = "segment without seals",
     [UD_CAUSE_SEGMENT] = "segment could not be made or mapped",
     [UD_CAUSE_PINNED] = "asynchronous I/O",
     [UD_CAUSE_SHARED] = "another process runs on the same memory",
+    [UD_CAUSE_HOLD_MASKED] = "ptrace refused, and a thread blocks SIGURG",
 };
 
 void ud__note_cause(int cause, uint64_t pages)
@@ -40,9 +41,36 @@ void ud__note_cause(int cause, uint64_t pages)
     struct ud_ledger_header *h = ud__a.ledger.hdr;
     h->merge_failures[cause] += pages;
     char *at = h->cause_text;
-    const char *words = cause == UD_CAUSE_HOLD_REFUSED && ud__trap_active() ? ud__trap_refusal() : cause_words[cause];
+    const char *words = cause_words[cause];
+    if (cause == UD_CAUSE_HOLD_REFUSED && ud__trap_active())
+        words = ud__trap_refusal();
+    else if (cause == UD_CAUSE_HOLD_REFUSED && ud__park_words())
+        words = ud__park_words();
     if (cause >= UD_CAUSE_VMAS && words)
         ud__put_str(at, at + sizeof h->cause_text, words);
+}
+
+/* Microseconds of work in a batch. The rest of a pause, for holding, letting go and waiting for a CPU in between, is not
+ * ours to choose: after a pause that was too long the next ones are shorter, and grow again slowly. */
+static struct {
+    uint64_t us, most; /* most: the freeze_max_us it was made for */
+} batch;
+
+static void learn_from_pause(uint64_t us)
+{
+    if (us > batch.most)
+        batch.us = batch.us * 3 / 4 > batch.most / 8 ? batch.us * 3 / 4 : batch.most / 8;
+    else if (batch.us < batch.most * 5 / 8)
+        batch.us += batch.most / 256;
+}
+
+static uint64_t work_us(void)
+{
+    if (batch.most != ud__a.knobs.freeze_max_us) {
+        batch.most = ud__a.knobs.freeze_max_us;
+        batch.us = batch.most / 2;
+    }
+    return batch.us;
 }
 
 static void note_pause(uint64_t us)
@@ -55,6 +83,7 @@ static void note_pause(uint64_t us)
         bucket = octave * 4 + quarter;
     }
     h->freeze_hist[bucket < UD_FREEZE_BUCKETS ? bucket : UD_FREEZE_BUCKETS - 1]++;
+    learn_from_pause(us);
     h->freezes++;
     h->freeze_us_sum += us;
     if (us > h->freeze_us_max)
@@ -105,6 +134,13 @@ static int wait_for_calm(void)
     return cause;
 }
 
+static void note_hold(int cause)
+{
+    int none = cause == UD_CAUSE_HOLD_REFUSED || cause == UD_CAUSE_HOLD_MASKED;
+    if (!ud__trap_active())
+        ud__a.ledger.hdr->hold_kind = none ? UD_HOLD_NONE : (uint32_t)atomic_load(&ud__hold_way);
+}
+
 /* Runs the job's batches to the end. Whatever is left when it gives up is refused. */
 static void run_batches(struct ud__job *j)
 {
@@ -122,13 +158,14 @@ static void run_batches(struct ud__job *j)
         j->vmlck = kb;
         j->vmas_left = vmas_left() - j->vmas;
         j->min_run = price(j->vmas_left);
-        j->budget_us = ud__a.knobs.freeze_max_us * 3 / 4; /* the rest is for holding and letting go */
+        j->budget_us = work_us();
         j->hold.deadline_us = ud__now_us() + 20000 + 10ull * ud__a.knobs.freeze_max_us;
         int r = ud__job_run(j, atomic_load(&ud__a.tid), 1);
         ud__merged_reap();
         if (r == -ECHILD)
             ud__scan_resync();
         else if (r == 0 && j->cause_begin < 0) {
+            note_hold(-1);
             note_pause(j->pause_us);
             ud__a.ledger.hdr->eintr_repairs += j->repairs;
             if ((int64_t)j->result < 0) { /* UNMERGE ran out of memory: the rest stays merged */
@@ -144,6 +181,8 @@ static void run_batches(struct ud__job *j)
             break;
         ud__sleep_us(1000u << tries++);
     }
+    if (cause >= 0)
+        note_hold(cause);
     for (uint32_t i = j->done; i < j->npieces && cause >= 0; i++)
         ud__job_refuse(j, j->pieces[i].npages, cause);
     for (int c = 0; c < UD_CAUSE_COUNT; c++)

@@ -4,7 +4,8 @@
  * own. Why short-lived: tools that sum processes would count the memory twice, and exec would orphan it.
  *
  * Guarantees: exit signal 0, so wait(2) of the program never sees it; it dies with its starter; its end is
- * told by a word in our memory, so a program that reaps it with __WALL does not confuse us.
+ * told by a word in our memory, so a program that reaps it with __WALL does not confuse us. One that is stopped
+ * (SIGSTOP to a process group, of which only the program is continued) is killed: it may be holding everybody.
  * Async-signal-safe.
  * Fails: -EAGAIN or -ENOMEM from clone; -ECHILD if somebody killed it, in which case the kernel has let go
  * of every thread it held.
@@ -60,9 +61,11 @@ int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_t
     int status;
     struct rusage use;
     long r;
-    do
-        r = ud__sys(__NR_wait4, pid, &status, __WALL, &use);
-    while (r == -EINTR);
+    do {
+        r = ud__sys(__NR_wait4, pid, &status, __WALL | WUNTRACED, &use);
+        if (r == pid && WIFSTOPPED(status) && UD__GUARD_ON(UD__GUARD_STOPPED))
+            ud__sys(__NR_kill, pid, SIGKILL);
+    } while (r == -EINTR || (r == pid && WIFSTOPPED(status)));
     if (r == pid)
         atomic_fetch_add(&ud__helper_cpu_us, (uint64_t)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) * 1000000 +
                                                  (uint64_t)(use.ru_utime.tv_usec + use.ru_stime.tv_usec));

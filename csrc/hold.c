@@ -5,7 +5,9 @@
  * take is taken after all. A system call that our stop made return -EINTR is started again. If the holder dies
  * at any instant the kernel detaches it and the threads run on.
  * Fails (nobody held afterwards, h->cause says why): the deadline (vfork, uninterruptible sleep), a thread
- * traced by somebody else, ptrace refused, a group stop (SIGSTOP), more than UD__HOLD_MAX threads.
+ * traced by somebody else, ptrace refused, a /proc that does not tell (or of another PID namespace), a group stop
+ * (SIGSTOP), more than UD__HOLD_MAX threads. Where ptrace is refused, hold_signal.c takes its place behind the same two
+ * functions.
  *
  * Another process on the same memory is not in our task list. Of a vfork child the parent sleeps in vfork and cannot be
  * stopped, so the deadline drops the batch; of others sharers.c tells.
@@ -29,7 +31,7 @@
 #define LATE_US 500000u
 #define THREAD_US 300u
 
-enum { T_RUNS = 0, T_STOPPED, T_GONE, T_SKIP };
+UD_HIDDEN atomic_int ud__hold_way = UD_HOLD_PTRACE;
 
 static long pt(long request, int tid, long addr, const void *data)
 {
@@ -64,19 +66,22 @@ static long task_text(const struct ud__hold *h, int tid, const char *file, char 
 static int why_not_seized(struct ud__hold *h, int tid)
 {
     char buf[1024];
-    if (task_text(h, tid, "status", buf, sizeof buf) <= 0)
-        return T_SKIP;
+    long n = task_text(h, tid, "status", buf, sizeof buf);
+    if (n == -ENOENT || n == -ESRCH)
+        return UD__T_SKIP;
+    h->cause = UD_CAUSE_HOLD_REFUSED;
+    if (n <= 0) /* no descriptor is left, say: the thread may well be there */
+        return -1;
     for (const char *s = buf; *s; s++) {
         if (s != buf && s[-1] != '\n')
             continue;
         if (__builtin_memcmp(s, "State:\t", 7) == 0 && (s[7] == 'Z' || s[7] == 'X'))
-            return T_SKIP;
+            return UD__T_SKIP;
         if (__builtin_memcmp(s, "TracerPid:\t", 11) == 0) {
             h->cause = s[11] == '0' ? UD_CAUSE_HOLD_REFUSED : UD_CAUSE_HOLD_TRACED;
             return -1;
         }
     }
-    h->cause = UD_CAUSE_HOLD_REFUSED;
     return -1;
 }
 
@@ -87,21 +92,21 @@ static int seize(struct ud__hold *h, int tid)
         return -1;
     }
     struct ud__held *t = &h->t[h->count];
-    *t = (struct ud__held){.tid = tid, .state = T_RUNS};
+    *t = (struct ud__held){.tid = tid, .state = UD__T_RUNS};
     if (pt(PT_SEIZE, tid, 0, NULL) != 0) {
         int r = why_not_seized(h, tid);
         if (r < 0)
             return -1;
         t->state = (uint8_t)r;
     } else if (pt(PT_INTERRUPT, tid, 0, NULL) != 0) {
-        t->state = T_GONE;
+        t->state = UD__T_GONE;
     }
     h->count++;
-    return t->state == T_RUNS;
+    return t->state == UD__T_RUNS;
 }
 
 /* How many threads there are, as the kernel counts them; 0 where the links of the directory do not tell. */
-static long count_threads(const struct ud__hold *h)
+long ud__hold_threads(const struct ud__hold *h)
 {
     struct stat st;
     return ud__sys(__NR_fstat, h->taskfd, &st) == 0 && st.st_nlink > 2 ? (long)st.st_nlink - 2 : 0;
@@ -116,8 +121,10 @@ static int seize_new(struct ud__hold *h, long *listed)
     ud__sys(__NR_lseek, h->taskfd, 0, 0);
     for (;;) {
         long n = ud__sys(__NR_getdents64, h->taskfd, buf, sizeof buf);
+        if (n < 0)
+            h->cause = UD_CAUSE_NOMEM;
         if (n <= 0)
-            return fresh;
+            return n < 0 ? -1 : fresh;
         for (long at = 0; at < n;) {
             const char *entry = buf + at; /* u64 ino, u64 off, u16 reclen, u8 type, name */
             uint16_t reclen;
@@ -140,7 +147,7 @@ static int seize_new(struct ud__hold *h, long *listed)
 static void note_stop(struct ud__hold *h, struct ud__held *t, int status)
 {
     if (!WIFSTOPPED(status)) {
-        t->state = T_GONE;
+        t->state = UD__T_GONE;
         return;
     }
     int sig = WSTOPSIG(status);
@@ -148,7 +155,7 @@ static void note_stop(struct ud__hold *h, struct ud__held *t, int status)
         pt(PT_CONT, t->tid, 0, (void *)(long)sig); /* it takes its signal, our trap is still pending */
         return;
     }
-    t->state = T_STOPPED;
+    t->state = UD__T_STOPPED;
     h->suspended |= sig != SIGTRAP; /* a group stop */
 }
 
@@ -156,7 +163,7 @@ static int running(const struct ud__hold *h)
 {
     int n = 0;
     for (int i = 0; i < h->count; i++)
-        n += h->t[i].state == T_RUNS;
+        n += h->t[i].state == UD__T_RUNS;
     return n;
 }
 
@@ -199,14 +206,14 @@ static int wait_all(struct ud__hold *h)
 static int hold_all(struct ud__hold *h)
 {
     for (;;) {
-        long before = count_threads(h), listed;
+        long before = ud__hold_threads(h), listed;
         int fresh = seize_new(h, &listed);
         if (fresh < 0)
             return -1;
         h->deadline_us += (uint64_t)fresh * THREAD_US; /* many threads take turns on few CPUs */
         if (fresh && wait_all(h))
             return -1;
-        if (!fresh && (!before || (before == listed && count_threads(h) == listed)))
+        if (!fresh && (!before || (before == listed && ud__hold_threads(h) == listed)))
             return 0;
         if (ud__now_us() >= h->deadline_us) {
             h->cause = UD_CAUSE_HOLD_DEADLINE;
@@ -262,15 +269,24 @@ static void let_go_late(struct ud__hold *h)
         struct ud__held *t = wait_one(h);
         if (!t)
             return;
-        if (t->state == T_STOPPED) {
+        if (t->state == UD__T_STOPPED) {
             look_at_registers(h, t);
             pt(PT_DETACH, t->tid, 0, NULL);
-            t->state = T_GONE;
+            t->state = UD__T_GONE;
         }
     }
 }
 
-int ud__hold_begin(struct ud__hold *h)
+/* Is /proc that of our PID namespace? Else the numbers in it are other threads', or nobody's. */
+int ud__proc_is_ours(void)
+{
+    char pid[24] = "";
+    const char *s = pid;
+    return ud__sys(__NR_readlinkat, AT_FDCWD, "/proc/self", pid, sizeof pid - 1) > 0 &&
+           ud__get_dec(&s) == (uint64_t)ud__sys(__NR_getpid);
+}
+
+static int open_tasks(struct ud__hold *h)
 {
     char path[48], *end = path + sizeof path;
     char *at = ud__put_str(path, end, "/proc/");
@@ -278,38 +294,72 @@ int ud__hold_begin(struct ud__hold *h)
     ud__put_str(at, end, "/task");
     h->count = h->suspended = 0;
     h->cause = UD_CAUSE_HOLD_REFUSED;
+    if (UD__GUARD_ON(UD__GUARD_PROC) && !ud__proc_is_ours())
+        return -1;
     h->taskfd = (int)ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (h->taskfd < 0)
-        return -1;
-    signals_for_holder();
-    h->began_us = ud__now_us();
-    if (!UD__GUARD_ON(UD__GUARD_HOLD))
+        h->cause = UD_CAUSE_NOMEM;
+    return h->taskfd < 0 ? -1 : 0;
+}
+
+/* What PTRACE_SEIZE begins ends with the holder: the thread never stops. */
+int ud__hold_probe(struct ud__hold *h, int tid)
+{
+    if (open_tasks(h))
         return 0;
+    int works = pt(PT_SEIZE, tid, 0, NULL) == 0 || why_not_seized(h, tid) == UD__T_SKIP;
+    ud__sys(__NR_close, h->taskfd);
+    return works ? 0 : h->cause;
+}
+
+static void detach_all(struct ud__hold *h)
+{
+    for (int i = 0; i < h->count; i++)
+        if (h->t[i].state == UD__T_STOPPED)
+            pt(PT_DETACH, h->t[i].tid, 0, NULL);
+}
+
+static int trace_all(struct ud__hold *h)
+{
+    signals_for_holder();
     int r = hold_all(h);
     for (int i = 0; i < h->count; i++)
-        if (h->t[i].state == T_STOPPED)
+        if (h->t[i].state == UD__T_STOPPED)
             look_at_registers(h, &h->t[i]);
     if (r == 0)
         return 0;
-    ud__hold_end(h);
+    detach_all(h);
     let_go_late(h);
     return -1;
 }
 
+int ud__hold_begin(struct ud__hold *h)
+{
+    if (open_tasks(h))
+        return -1;
+    h->began_us = ud__now_us();
+    if (!UD__GUARD_ON(UD__GUARD_HOLD))
+        return 0;
+    int r = h->way == UD_HOLD_SIGNAL ? ud__park_begin(h) : trace_all(h);
+    if (r)
+        ud__sys(__NR_close, h->taskfd);
+    return r;
+}
+
 void ud__hold_end(struct ud__hold *h)
 {
-    for (int i = 0; i < h->count; i++)
-        if (h->t[i].state == T_STOPPED)
-            pt(PT_DETACH, h->t[i].tid, 0, NULL);
+    if (h->way == UD_HOLD_SIGNAL)
+        ud__park_release();
+    else
+        detach_all(h);
     ud__sys(__NR_close, h->taskfd);
-    h->taskfd = -1;
 }
 
 int ud__hold_has_stack(const struct ud__hold *h, uint64_t start, uint64_t end)
 {
     for (int i = 0; i < h->count; i++) {
         const struct ud__held *t = &h->t[i];
-        if (t->state == T_STOPPED && t->sp >= start && t->sp < end)
+        if (t->state == UD__T_STOPPED && t->sp >= start && t->sp < end)
             return 1;
     }
     return 0;

@@ -52,7 +52,8 @@ long ud__read_fd(int fd, char *buf, size_t cap) UD_HIDDEN; /* the same of an ope
 enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE = 4, UD__GUARD_HOLD = 8,
                  UD__GUARD_BITFIRST = 16, UD__GUARD_EINTR = 32, UD__GUARD_LASTPAGE = 64,
                  UD__GUARD_PINNED = 128, UD__GUARD_FORK = 256, UD__GUARD_OPEN = 512, UD__GUARD_INHERIT = 1024,
-                 UD__GUARD_SHARERS = 2048 };
+                 UD__GUARD_SHARERS = 2048, UD__GUARD_OWED = 4096, UD__GUARD_RELEASE = 8192, UD__GUARD_STOPPED = 16384,
+                 UD__GUARD_PROC = 32768 };
 #ifdef UD_TEST
 extern UD_HIDDEN unsigned ud__guards_off;
 #define UD__GUARD_ON(g) (!(ud__guards_off & (g)))
@@ -153,6 +154,7 @@ int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_t
 /* ---- hold.c: the write-stop ----------------------------------------------------------------------------------- */
 
 #define UD__HOLD_MAX 4096
+enum { UD__T_RUNS = 0, UD__T_STOPPED, UD__T_GONE, UD__T_SKIP };
 struct ud__held {
     int tid;
     uint8_t state;
@@ -163,16 +165,24 @@ struct ud__hold {
     uint64_t deadline_us; /* absolute */
     uint64_t began_us;
     int count;
+    long listed;          /* threads in the last list of hold_signal.c */
     int taskfd;
     int suspended;        /* the program is being stopped by a signal */
     int cause;            /* enum ud_cause when begin failed */
     uint32_t repairs;
     struct ud__held *t;   /* UD__HOLD_MAX */
+    int way;              /* UD_HOLD_PTRACE or UD_HOLD_SIGNAL */
 };
+/* How the next hold is tried: enum ud_hold_kind. Changed under the job's lock. */
+extern UD_HIDDEN atomic_int ud__hold_way;
+/* From a holder: 0 if `tid` can be traced, else why not (UD_CAUSE_HOLD_REFUSED, _TRACED). Stops nobody. */
+int ud__hold_probe(struct ud__hold *h, int tid) UD_HIDDEN;
+int ud__proc_is_ours(void) UD_HIDDEN; /* 0 if /proc is of another PID namespace */
 int ud__hold_begin(struct ud__hold *h) UD_HIDDEN; /* 0, or -1 with cause set: nobody is held then */
 void ud__hold_end(struct ud__hold *h) UD_HIDDEN;
 /* 1 if a stack pointer or the TLS of a held thread lies in [start, end). */
 int ud__hold_has_stack(const struct ud__hold *h, uint64_t start, uint64_t end) UD_HIDDEN;
+long ud__hold_threads(const struct ud__hold *h) UD_HIDDEN; /* as the kernel counts them; 0: it does not tell */
 int ud__memory_shared(const struct ud__hold *h) UD_HIDDEN; /* sharers.c, in a hold */
 /* Before a batch, from the agent: UD_CAUSE_* if a thread sleeps where an interruption shows, else -1. */
 int ud__hold_precheck(int pid, int self_tid) UD_HIDDEN;
@@ -190,13 +200,30 @@ struct ud__regs { /* user_pt_regs */
 /* resume.c, in a hold: 1 if the thread was in a write that our stop cut short, and now goes on with the rest. */
 int ud__resume_write(int pid, struct ud__regs *regs) UD_HIDDEN;
 
+/* ---- hold_signal.c: threads parked by SIGURG, where ptrace is refused -------------------------------------------- */
+
+/* The starter, around the holder: 0, or -1 with cause. Close also lets everybody go, if the holder did not. */
+int ud__park_open(struct ud__hold *h) UD_HIDDEN;
+void ud__park_close(void) UD_HIDDEN;
+/* The holder: as ud__hold_begin and ud__hold_end. */
+int ud__park_begin(struct ud__hold *h) UD_HIDDEN;
+void ud__park_release(void) UD_HIDDEN;
+void ud__park_forked(void) UD_HIDDEN;
+/* Which of the causes of a refused hold it was, in words; NULL if the cause says it all. */
+const char *ud__park_words(void) UD_HIDDEN;
+
 /* ---- sleepers.c: relative timeouts of calls that are started again ---------------------------------------------- */
 
 void ud__sleepers_begin(void) UD_HIDDEN;
 void ud__timed_note(int tid, unsigned long nr, uint64_t sp) UD_HIDDEN;    /* its socket has a timeout of its own */
 int ud__timed_asleep(int tid, unsigned long nr, uint64_t sp) UD_HIDDEN;
-void ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const uint64_t *args) UD_HIDDEN;
+/* args: six arguments, stack pointer, program counter. 0, or -errno if what is left of a timeout will not be known. */
+int ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const uint64_t *args, int by_signal) UD_HIDDEN;
 void ud__sleepers_shorten(int pid, int tid, unsigned long nr, uint64_t sp, unsigned long **args) UD_HIDDEN;
+struct timespec;
+void ud__sleepers_shorten_here(int tid, unsigned long nr, uint64_t sp, unsigned long **args, struct timespec *place) UD_HIDDEN;
+/* The number of the call that the thread was seen asleep in at this place, and its first argument; -1 if none. */
+long ud__sleepers_call(int tid, uint64_t sp, uint64_t pc, uint64_t *first) UD_HIDDEN;
 
 /* ---- job.c, merge.c, unmerge.c: what a holder does ----------------------------------------------------------------- */
 
@@ -239,6 +266,10 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files) UD_HIDDEN;
 void ud__job_prefork(void) UD_HIDDEN; /* before fork, and after it in both processes: no job meanwhile */
 void ud__job_postfork(int in_child) UD_HIDDEN;
 void ud__job_forked(void) UD_HIDDEN;
+/* While somebody owns the lock no job runs. Signals are blocked in between; what they were is kept in *mask. */
+void ud__job_lock(uint64_t *mask) UD_HIDDEN;
+void ud__job_unlock(const uint64_t *mask) UD_HIDDEN;
+void ud__job_probe(void) UD_HIDDEN; /* finds ud__hold_way */
 void ud__job_refuse(struct ud__job *j, uint64_t pages, int cause) UD_HIDDEN;
 void ud__job_merge(struct ud__job *j) UD_HIDDEN;
 void ud__job_zero(struct ud__job *j) UD_HIDDEN;

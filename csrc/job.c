@@ -10,36 +10,46 @@
 #include <signal.h>
 
 #include "internal.h"
+#include "kernel_signal.h"
 #include "trap.h"
+
+#define ASK_AGAIN_US 60000000u
 
 static atomic_int job_lock;
 static char job_stack[UD__STACK_BYTES] __attribute__((aligned(64)));
 static struct ud__held *held_table;
 static uint64_t forker_mask; /* of the thread that forks, which has the lock */
 
-static void lock(void)
+/* Who owns the lock has all signals blocked: no handler may come to want it, too. Who waits for it can be parked. */
+void ud__job_lock(uint64_t *mask)
 {
+    uint64_t all = ~0ull, but_urgent = ~UD__SIGBIT(SIGURG), waiting;
     int none = 0;
+    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, mask, 8);
     if (atomic_compare_exchange_strong(&job_lock, &none, 1))
         return;
-    while (atomic_exchange(&job_lock, 2) != 0)
+    waiting = *mask | but_urgent;
+    while (atomic_exchange(&job_lock, 2) != 0) {
+        ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &waiting, 0, 8);
         ud__sys(__NR_futex, &job_lock, 0, 2, 0);
+        ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, 0, 8);
+    }
 }
 
-static void unlock(void)
+void ud__job_unlock(const uint64_t *mask)
 {
     if (atomic_exchange(&job_lock, 0) == 2)
         ud__sys(__NR_futex, &job_lock, 1, 1);
+    ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, mask, 0, 8);
 }
 
 /* Signals stay blocked: a handler that ran a job on this thread would wait for itself. */
 void ud__job_prefork(void)
 {
-    uint64_t all = ~0ull, before;
+    uint64_t before;
     if (!UD__GUARD_ON(UD__GUARD_FORK))
         return;
-    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
-    lock();
+    ud__job_lock(&before);
     forker_mask = before;
 }
 
@@ -48,15 +58,17 @@ void ud__job_postfork(int in_child)
     uint64_t mask = forker_mask;
     if (!UD__GUARD_ON(UD__GUARD_FORK))
         return;
-    if (!in_child) /* there it is free already, and may be the new agent's by now */
-        unlock();
-    ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, 8);
+    if (in_child) /* there it is free already, and may be the new agent's by now */
+        ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, 8);
+    else
+        ud__job_unlock(&mask);
 }
 
 void ud__job_forked(void)
 {
     atomic_store(&job_lock, 0);
     held_table = NULL; /* DONTFORK: it is not here */
+    ud__park_forked();
 }
 
 /* Asynchronous I/O writes into pages that are pinned, not mapped: while there is a ring, nothing is moved. */
@@ -144,16 +156,85 @@ static void holder_main(void *arg)
         ud__maps_close(&j->maps);
 }
 
+/* The lot, if threads are to be parked, is open while the holder lives, however it ends. */
+static int run_holder(struct ud__job *j, int share_files)
+{
+    int signals = j->hold.way == UD_HOLD_SIGNAL && !j->no_hold;
+    j->cause_begin = -1;
+    if (signals && ud__park_open(&j->hold)) {
+        j->cause_begin = j->hold.cause;
+        return 0;
+    }
+    int r = ud__helper_run(holder_main, j, share_files, job_stack + sizeof job_stack);
+    if (signals)
+        ud__park_close();
+    return r;
+}
+
+/* By ptrace, or by signals where that is refused. A refusal may end (PR_SET_DUMPABLE, a sysctl): now and then it is tried
+ * again. */
+static uint64_t refused_us;
+
+static void use_signals(void)
+{
+    refused_us = ud__now_us();
+    atomic_store(&ud__hold_way, UD_HOLD_SIGNAL);
+}
+
+static int hold_somehow(struct ud__job *j, int share_files)
+{
+    int signals = atomic_load(&ud__hold_way) == UD_HOLD_SIGNAL;
+    int again = signals && ud__now_us() - refused_us > ASK_AGAIN_US;
+    j->hold.way = signals && !again ? UD_HOLD_SIGNAL : UD_HOLD_PTRACE;
+    int r = run_holder(j, share_files);
+    if (j->no_hold || j->hold.way == UD_HOLD_SIGNAL)
+        return r;
+    int refused = j->cause_begin == UD_CAUSE_HOLD_REFUSED || (again && r == -ECHILD); /* a filter may kill for it */
+    if (refused)
+        use_signals();
+    else if (r == 0)
+        atomic_store(&ud__hold_way, UD_HOLD_PTRACE);
+    if (!refused || (!signals && j->ledger)) /* the agent asked whom ptrace would disturb, not whom a signal would */
+        return r;
+    j->hold.way = UD_HOLD_SIGNAL;
+    return run_holder(j, share_files);
+}
+
+struct probe {
+    struct ud__hold hold;
+    int tid, cause;
+};
+
+static void probe_main(void *arg)
+{
+    struct probe *p = arg;
+    p->cause = ud__hold_probe(&p->hold, p->tid);
+}
+
+void ud__job_probe(void)
+{
+    uint64_t before;
+    struct probe p = {.hold = {.pid = (int)ud__sys(__NR_getpid)}, .tid = (int)ud__sys(__NR_gettid), .cause = -1};
+    ud__job_lock(&before);
+    int r = -ECHILD;
+    for (int i = 0; i < 3 && r == -ECHILD; i++)
+        r = ud__helper_run(probe_main, &p, 0, job_stack + sizeof job_stack);
+    if (r == -ECHILD || p.cause == UD_CAUSE_HOLD_REFUSED)
+        use_signals();
+    ud__job_unlock(&before);
+}
+
 int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
 {
-    uint64_t all = ~0ull, before, kb;
+    uint64_t before, kb;
     ud__fork_notice();
     int trap = ud__trap_active() && (j->kind == UD__JOB_MERGE || j->kind == UD__JOB_ZERO || j->kind == UD__JOB_UNMERGE);
     if (trap)
         ud__trap_job_prepare(j);
-    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
-    lock();
+    ud__job_lock(&before);
     int r = -ENOMEM;
+    if (!j->ledger)
+        ud__sleepers_begin(); /* what the agent saw of sleeping threads is of another moment */
     j->cause_begin = -1;
     j->maps.fd = -1;
     j->hold.pid = (int)ud__sys(__NR_getpid);
@@ -167,9 +248,8 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
     } else if (held_table) {
         j->hold.spare_tid = spare_tid;
         j->hold.t = held_table;
-        r = ud__helper_run(holder_main, j, share_files, job_stack + sizeof job_stack);
+        r = hold_somehow(j, share_files);
     }
-    unlock();
-    ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, 8);
+    ud__job_unlock(&before);
     return r;
 }

@@ -57,12 +57,13 @@ enum ud_cause {
     UD_CAUSE_BUSY,        /* a thread was inside a memory call of ours */
     UD_CAUSE_HOLD_DEADLINE, /* threads could not all be held in time */
     UD_CAUSE_HOLD_TRACED, /* somebody else traces a thread */
-    UD_CAUSE_HOLD_REFUSED, /* ptrace refused by the kernel, and no fallback */
+    UD_CAUSE_HOLD_REFUSED, /* ptrace refused by the kernel, and signals will not do either */
     UD_CAUSE_SYSCALL,     /* a thread sleeps in a call that an interruption would show in */
     UD_CAUSE_SEALS,       /* a segment came without its seals */
     UD_CAUSE_SEGMENT,     /* a segment could not be made or mapped (EMFILE, ENOSPC, ...) */
     UD_CAUSE_PINNED,      /* pages may be the target of DMA or asynchronous I/O */
     UD_CAUSE_SHARED,      /* another process runs on the same memory */
+    UD_CAUSE_HOLD_MASKED, /* ptrace refused, and a thread blocks SIGURG */
     UD_CAUSE_COUNT = 20
 };
 

@@ -4,6 +4,8 @@
  * that may have moved some bytes already (a blocking writev or sendmsg of much), and not vfork, whose
  * parent cannot be stopped at all. Such a batch is put off.
  *
+ * Where threads are held by a signal, every sleep that is not known to go on (restart.c) is such a call.
+ *
  * Guarantees: reads /proc/PID/task/TID/syscall only, before anybody is stopped.
  * Fails: open on a kernel without that file. A thread may enter such a call between this look and the stop; then a
  * blocking write can return short, as POSIX allows.
@@ -12,6 +14,7 @@
 #include <sys/socket.h>
 
 #include "internal.h"
+#include "restart.h"
 
 static int moves_bytes(unsigned long nr, const uint64_t *args)
 {
@@ -56,7 +59,17 @@ static int cannot_stop(unsigned long nr, const uint64_t *args)
 
 struct look {
     int taskfd, self_tid;
+    int by_signal, ambiguous; /* threads are held by a signal: no call may show it */
 };
+
+/* Would the program see that the handler ran? What of the timeout is left must be known for what is started again. */
+static int shows(const struct look *l, int tid, unsigned long nr, const uint64_t *args)
+{
+    enum ud__call kind = ud__call_kind(nr, args);
+    if (kind == UD__CALL_SHOWS || (kind == UD__CALL_MENDED && l->ambiguous))
+        return 1;
+    return kind == UD__CALL_MENDED && ud__sleepers_note(l->taskfd, l->self_tid, tid, nr, args, 1) != 0;
+}
 
 /* "running", "-1 ...", or "NR 0xARG0 ... 0xARG5 0xSP 0xPC" */
 static int judge(const struct look *l, int tid, const char *s)
@@ -66,16 +79,20 @@ static int judge(const struct look *l, int tid, const char *s)
         return -1;
     }
     unsigned long nr = (unsigned long)ud__get_dec(&s);
-    uint64_t args[7]; /* and the stack pointer */
-    for (int i = 0; i < 7; i++) {
+    uint64_t args[8]; /* and stack pointer, program counter */
+    for (int i = 0; i < 8; i++) {
         while (*s == ' ')
             s++;
         if (s[0] == '0' && s[1] == 'x')
             s += 2;
         args[i] = ud__get_hex(&s);
     }
-    ud__sleepers_note(l->taskfd, l->self_tid, tid, nr, args);
-    return ud__timed_asleep(tid, nr, args[6]) || moves_bytes(nr, args) || cannot_stop(nr, args) ? UD_CAUSE_SYSCALL : -1;
+    if (ud__timed_asleep(tid, nr, args[6]))
+        return UD_CAUSE_SYSCALL;
+    if (l->by_signal)
+        return shows(l, tid, nr, args) ? UD_CAUSE_SYSCALL : -1;
+    ud__sleepers_note(l->taskfd, l->self_tid, tid, nr, args, 0);
+    return moves_bytes(nr, args) || cannot_stop(nr, args) ? UD_CAUSE_SYSCALL : -1;
 }
 
 static int look_at(const struct look *l, int tid)
@@ -84,11 +101,12 @@ static int look_at(const struct look *l, int tid)
     char *at = ud__put_dec(path, end, (uint64_t)tid);
     ud__put_str(at, end, "/syscall");
     long fd = ud__sys(__NR_openat, l->taskfd, path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    long n = ud__sys(__NR_read, fd, text, sizeof text - 1);
-    ud__sys(__NR_close, fd);
-    text[n > 0 ? n : 0] = 0;
+    long n = fd < 0 ? fd : ud__sys(__NR_read, fd, text, sizeof text - 1);
+    if (fd >= 0)
+        ud__sys(__NR_close, fd);
+    if (n <= 0) /* it has ended; or we may not look, and so cannot tell what a signal would do */
+        return l->by_signal && (n == -EACCES || n == -EPERM) ? UD_CAUSE_HOLD_REFUSED : -1;
+    text[n] = 0;
     return judge(l, tid, text);
 }
 
@@ -101,7 +119,8 @@ int ud__hold_precheck(int pid, int self_tid)
     long fd = ud__sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -1;
-    struct look l = {(int)fd, self_tid};
+    int by_signal = atomic_load(&ud__hold_way) == UD_HOLD_SIGNAL;
+    struct look l = {(int)fd, self_tid, by_signal, by_signal && ud__restart_ambiguous()};
     int cause = -1;
     long n;
     ud__sleepers_begin();

@@ -1,7 +1,7 @@
-/* probe.c: does the write-stop work here? Tried on the calling thread, for `udedup doctor`.
+/* probe.c: does the write-stop work here? Tried on the threads of the calling process, for `udedup doctor`.
  *
- * Guarantees: the caller is stopped for well under a millisecond and runs on, whatever the answer;
- * nothing stays behind. May be called from any thread.
+ * Guarantees: they are stopped for well under a millisecond and run on, whatever the answer; nothing stays behind. May be
+ * called from any thread.
  * Fails: -EPERM and the like as clone(2), ptrace(2) say: seccomp, Yama, a tracer; -ENOMEM.
  */
 #include <sched.h>
@@ -10,13 +10,13 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#include "raw.h"
-#include "udedup.h"
+#include "internal.h"
 
 #define PT_DETACH 17
 #define PT_SEIZE 0x4206
 #define PT_INTERRUPT 0x4207
 #define STACK_BYTES 65536
+#define PARK_US 100000u
 
 struct probe {
     int tid;          /* who is to be stopped */
@@ -43,13 +43,6 @@ static void stop_once(void *arg)
     __builtin_unreachable();
 }
 
-static uint64_t now_us(void)
-{
-    struct timespec t;
-    ud__sys(__NR_clock_gettime, CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000;
-}
-
 long ud_probe_hold(void)
 {
     long stack = ud__sys(__NR_mmap, 0, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -58,14 +51,47 @@ long ud_probe_hold(void)
     struct probe p = {.tid = (int)ud__sys(__NR_gettid), .result = -ESRCH};
     long pid = ud__clone(CLONE_VM | CLONE_UNTRACED, (char *)stack + STACK_BYTES, NULL, NULL, stop_once, &p);
     if (pid > 0) {
-        uint64_t began = now_us();
+        uint64_t began = ud__now_us();
         ud__sys(__NR_prctl, PR_SET_PTRACER, pid, 0, 0, 0); /* EINVAL where there is no Yama */
         p.go = 1;
         while (ud__sys(__NR_wait4, pid, 0, __WALL, 0) == -EINTR)
             ;
         ud__sys(__NR_prctl, PR_SET_PTRACER, 0, 0, 0, 0);
-        pid = p.result < 0 ? p.result : (long)(now_us() - began);
+        pid = p.result < 0 ? p.result : (long)(ud__now_us() - began);
     }
     ud__sys(__NR_munmap, stack, STACK_BYTES);
     return pid;
+}
+
+static void park_once(void *arg)
+{
+    struct ud__hold *h = arg;
+    if (ud__hold_begin(h) == 0) {
+        ud__hold_end(h);
+        h->cause = -1;
+    }
+}
+
+long ud_probe_park(void)
+{
+    struct ud__hold h = {.pid = (int)ud__sys(__NR_getpid), .spare_tid = (int)ud__sys(__NR_gettid), .way = UD_HOLD_SIGNAL};
+    size_t table = UD__HOLD_MAX * sizeof *h.t;
+    char *stack = ud__alloc(STACK_BYTES);
+    h.t = ud__alloc(table);
+    long r = stack && h.t ? 0 : -ENOMEM;
+    uint64_t mask, began = ud__now_us();
+    ud__job_lock(&mask);
+    h.deadline_us = began + PARK_US;
+    if (r == 0 && ud__park_open(&h) == 0) {
+        r = ud__helper_run(park_once, &h, 0, stack + STACK_BYTES);
+        ud__park_close();
+    }
+    ud__job_unlock(&mask);
+    ud__free(stack, STACK_BYTES);
+    ud__free(h.t, table);
+    if (r < 0)
+        return r;
+    if (h.cause < 0)
+        return (long)(ud__now_us() - began);
+    return h.cause == UD_CAUSE_HOLD_DEADLINE ? -ETIMEDOUT : h.cause == UD_CAUSE_HOLD_MASKED ? -EBUSY : -EPERM;
 }

@@ -28,16 +28,10 @@
 #include <ucontext.h>
 
 #include "internal.h"
+#include "kernel_signal.h"
 #include "trap.h"
 
-struct kernel_action { /* what rt_sigaction takes */
-    void *handler;
-    unsigned long flags;
-    void *restorer;
-    uint64_t mask;
-};
-#define KERNEL_RESTORER 0x04000000ul
-#define BIT(sig) (1ull << ((sig) - 1))
+#define BIT(sig) UD__SIGBIT(sig)
 #define STAND_IN BIT(SIGSTKFLT)
 
 struct action { /* what the program asked for; mask untranslated */
@@ -130,39 +124,33 @@ __asm__(".text\n"
         "  movq $15, %rax\n"
         "  syscall\n"
         ".size ud__sigreturn,.-ud__sigreturn\n");
-void ud__sigreturn(void) UD_HIDDEN;
-#define RESTORER ((void *)ud__sigreturn)
-#define RESTORER_FLAG KERNEL_RESTORER
-#else
-#define RESTORER NULL /* the vdso's */
-#define RESTORER_FLAG 0
 #endif
 
-static long kernel_set(const struct kernel_action *new, struct kernel_action *old)
+static long kernel_set(const struct ud__sigaction *new, struct ud__sigaction *old)
 {
     return ud__sys(__NR_rt_sigaction, SIGSEGV, new, old, 8);
 }
 
 /* Our handler, with those flags of the program's action that the kernel alone can honour. */
-static long take(const struct action *a, struct kernel_action *old)
+static long take(const struct action *a, struct ud__sigaction *old)
 {
     int has_handler = a->handler != SIG_DFL && a->handler != SIG_IGN;
-    unsigned long flags = SA_SIGINFO | SA_NODEFER | RESTORER_FLAG;
+    unsigned long flags = SA_SIGINFO | SA_NODEFER | UD__RESTORER_FLAG;
     flags |= has_handler ? a->flags & (SA_ONSTACK | SA_RESTART) : SA_ONSTACK | SA_RESTART;
-    struct kernel_action k = {(void *)handler, flags, RESTORER, 0};
+    struct ud__sigaction k = {(void *)handler, flags, UD__RESTORER, 0};
     return kernel_set(&k, old);
 }
 
-static struct action from_kernel(const struct kernel_action *k)
+static struct action from_kernel(const struct ud__sigaction *k)
 {
-    return (struct action){k->handler, k->flags & ~KERNEL_RESTORER, k->mask};
+    return (struct action){k->handler, k->flags & ~UD__KERNEL_RESTORER, k->mask};
 }
 
 /* Handlers set before: none may run with SIGSEGV blocked for real. */
 static void translate_old_handlers(void)
 {
     for (int sig = 1; sig <= 64; sig++) {
-        struct kernel_action k;
+        struct ud__sigaction k;
         if (sig == SIGSEGV || ud__sys(__NR_rt_sigaction, sig, 0, &k, 8) || !(k.mask & BIT(SIGSEGV)))
             continue;
         k.mask = to_kernel(k.mask);
@@ -172,7 +160,7 @@ static void translate_old_handlers(void)
 
 int ud__sig_install(void)
 {
-    struct kernel_action k, was;
+    struct ud__sigaction k, was;
     long r = kernel_set(NULL, &k);
     while (!r && k.handler != (void *)handler) {
         struct action a = from_kernel(&k);
@@ -189,7 +177,7 @@ int ud__sig_install(void)
 
 int ud__sig_ours(void **owner)
 {
-    struct kernel_action k = {0};
+    struct ud__sigaction k = {0};
     kernel_set(NULL, &k);
     *owner = k.handler;
     return k.handler == (void *)handler;
@@ -198,7 +186,7 @@ int ud__sig_ours(void **owner)
 /* The process ends as it would have without us. A fault: the instruction is met again, by nobody. */
 static void die(const siginfo_t *info)
 {
-    struct kernel_action dfl = {0};
+    struct ud__sigaction dfl = {0};
     kernel_set(&dfl, NULL);
     if (info->si_code > 0)
         return;
@@ -273,7 +261,7 @@ static void set_own(const struct sigaction *act, struct sigaction *old)
     uint64_t number;
     if (act) {
         struct action a = {(void *)act->sa_handler, (unsigned)act->sa_flags, first_word(&act->sa_mask)};
-        struct kernel_action k;
+        struct ud__sigaction k;
         number = atomic_exchange(&newest, write_action(&a));
         take(&a, &k);
     } else {
@@ -288,7 +276,7 @@ static void set_own(const struct sigaction *act, struct sigaction *old)
     }
 }
 
-UD_API int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+static int any_action(int sig, const struct sigaction *act, struct sigaction *old)
 {
     if (!atomic_load(&virtual_mask))
         return REAL(sigaction)(sig, act, old);
@@ -315,6 +303,21 @@ UD_API int sigaction(int sig, const struct sigaction *act, struct sigaction *old
     return r;
 }
 
+/* SIGURG is ours for the time of a hold by signal (hold_signal.c): the program's own action waits for its end. */
+static int held_by_signal(int sig) { return UD_UNLIKELY(sig == SIGURG && atomic_load(&ud__hold_way) == UD_HOLD_SIGNAL); }
+
+UD_API int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+{
+    uint64_t mask;
+    if (!held_by_signal(sig) || ud__in_vfork())
+        return any_action(sig, act, old);
+    ud__job_lock(&mask);
+    int r = any_action(sig, act, old), e = errno;
+    ud__job_unlock(&mask);
+    errno = e;
+    return r;
+}
+
 static __sighandler_t set_simply(int sig, __sighandler_t fn, int flags)
 {
     struct sigaction act, old;
@@ -330,7 +333,7 @@ static __sighandler_t set_simply(int sig, __sighandler_t fn, int flags)
 
 UD_API __sighandler_t signal(int sig, __sighandler_t fn)
 {
-    if (sig != SIGSEGV || !atomic_load(&installed))
+    if (!held_by_signal(sig) && (sig != SIGSEGV || !atomic_load(&installed)))
         return REAL(signal)(sig, fn);
     return set_simply(sig, fn, SA_RESTART);
 }

@@ -4,6 +4,9 @@
  * io_getevents. Before a stop the agent asks since when each thread has slept there (/proc/PID/task/TID/sched); the
  * holder then hands the call what is left of its time, a timespec below the thread's red zone.
  *
+ * Where a signal stops the threads (hold_signal.c) it keeps the time of none of them, but select and ppoll; the thread itself
+ * then shortens the timeout, in its handler.
+ *
  * Guarantees: a timeout is late by some milliseconds at most for each stop, never early.
  * Timeouts set on a socket (SO_RCVTIMEO) are in nobody's registers: such a call begins anew once, is known by its EINTR from
  * then on, and batches are put off until it has ended.
@@ -20,7 +23,9 @@
 
 static struct sleeper {
     int tid;
-    uint64_t since_us; /* CLOCK_MONOTONIC */
+    unsigned long nr;
+    uint64_t sp, pc, first; /* its first argument */
+    uint64_t since_us;      /* CLOCK_MONOTONIC; 0 unknown */
 } sleepers[SLEEPERS_MAX];
 static int count;
 
@@ -34,8 +39,31 @@ static struct {
 
 enum timeout { NO_TIMEOUT, IN_MS, IN_TIMESPEC };
 
-/* Which argument holds the timeout of a call that begins it anew when started again. */
-static enum timeout timeout_of(unsigned long nr, int *arg)
+/* The same for calls whose time the kernel keeps after a stop, but not for a handler. */
+static enum timeout timeout_for_handler(unsigned long nr, uint64_t second, int *arg)
+{
+    switch (nr) {
+#ifdef __NR_poll
+    case __NR_poll:
+        *arg = 2;
+        return IN_MS;
+#endif
+    case __NR_nanosleep:
+        *arg = 0;
+        return IN_TIMESPEC;
+    case __NR_clock_nanosleep:
+        *arg = 2;
+        return second & TIMER_ABSTIME ? NO_TIMEOUT : IN_TIMESPEC;
+    case __NR_futex:
+        *arg = 3;
+        return (second & 0x7f) == 0 /* FUTEX_WAIT */ ? IN_TIMESPEC : NO_TIMEOUT;
+    default:
+        return NO_TIMEOUT;
+    }
+}
+
+/* Which argument holds the timeout of a call that begins it anew when started again. `second`: its second argument. */
+static enum timeout timeout_of(unsigned long nr, uint64_t second, int by_signal, int *arg)
 {
     switch (nr) {
 #ifdef __NR_epoll_wait
@@ -55,7 +83,7 @@ static enum timeout timeout_of(unsigned long nr, int *arg)
         *arg = 4;
         return IN_TIMESPEC;
     default:
-        return NO_TIMEOUT;
+        return by_signal ? timeout_for_handler(nr, second, arg) : NO_TIMEOUT;
     }
 }
 
@@ -65,7 +93,7 @@ static struct timed {
     unsigned long nr;
     uint64_t sp;
 } timed[16];
-static unsigned timed_next;
+static atomic_uint timed_next;
 
 static int on_socket(unsigned long nr)
 {
@@ -92,7 +120,7 @@ static int on_socket(unsigned long nr)
 void ud__timed_note(int tid, unsigned long nr, uint64_t sp)
 {
     if (on_socket(nr))
-        timed[timed_next++ % (sizeof timed / sizeof *timed)] = (struct timed){tid, nr, sp};
+        timed[atomic_fetch_add(&timed_next, 1) % (sizeof timed / sizeof *timed)] = (struct timed){tid, nr, sp};
 }
 
 int ud__timed_asleep(int tid, unsigned long nr, uint64_t sp)
@@ -186,26 +214,64 @@ static int learn_offset(int taskfd, int self_tid, int cpu)
 
 void ud__sleepers_begin(void) { count = 0; }
 
-void ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const uint64_t *args)
+int ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const uint64_t *args, int by_signal)
 {
-    int arg;
-    enum timeout kind = timeout_of(nr, &arg);
-    if (kind == NO_TIMEOUT || count == SLEEPERS_MAX)
-        return;
-    if (kind == IN_MS ? (int)args[arg] <= 0 : args[arg] == 0)
-        return;
-    uint64_t at = exec_start_us(taskfd, tid);
+    int arg = 0;
+    enum timeout kind = timeout_of(nr, args[1], by_signal, &arg);
+    if (kind != NO_TIMEOUT && (kind == IN_MS ? (int)args[arg] <= 0 : args[arg] == 0))
+        kind = NO_TIMEOUT;
+    if (kind == NO_TIMEOUT && !by_signal)
+        return 0;
+    if (count == SLEEPERS_MAX)
+        return -ENOSPC;
+    struct sleeper s = {.tid = tid, .nr = nr, .sp = args[6], .pc = args[7], .first = args[0]};
+    uint64_t at = kind != NO_TIMEOUT ? exec_start_us(taskfd, tid) : 0;
     if (at && learn_offset(taskfd, self_tid, last_cpu(taskfd, tid)) == 0)
-        sleepers[count++] = (struct sleeper){tid, at + (uint64_t)offset.us};
+        s.since_us = at + (uint64_t)offset.us;
+    sleepers[count++] = s;
+    return kind == NO_TIMEOUT || s.since_us ? 0 : -ENOENT;
 }
 
-static uint64_t slept_us(int tid)
+static const struct sleeper *sleeper_of(int tid)
 {
-    uint64_t now = ud__now_us();
     for (int i = 0; i < count; i++)
         if (sleepers[i].tid == tid)
-            return now > sleepers[i].since_us ? now - sleepers[i].since_us : 0;
-    return 0;
+            return &sleepers[i];
+    return NULL;
+}
+
+long ud__sleepers_call(int tid, uint64_t sp, uint64_t pc, uint64_t *first)
+{
+    const struct sleeper *s = sleeper_of(tid);
+    if (!s || s->sp != sp || s->pc != pc)
+        return -1;
+    if (first)
+        *first = s->first;
+    return (long)s->nr;
+}
+
+/* How long it has slept in this call; 0 if that is not known. */
+static uint64_t slept_us(int tid, unsigned long nr, uint64_t sp)
+{
+    const struct sleeper *s = sleeper_of(tid);
+    uint64_t now = ud__now_us();
+    return s && s->since_us && s->nr == nr && s->sp == sp && now > s->since_us ? now - s->since_us : 0;
+}
+
+static void less(struct timespec *ts, uint64_t slept)
+{
+    uint64_t us = (uint64_t)ts->tv_sec * 1000000 + (uint64_t)ts->tv_nsec / 1000;
+    us = us > slept ? us - slept : 0;
+    *ts = (struct timespec){(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+}
+
+static void shorten_ms(unsigned long *arg, uint64_t slept)
+{
+    int64_t left = (int)*arg;
+    if (left > 0) {
+        left -= (int64_t)(slept / 1000);
+        *arg = (unsigned long)(left > 0 ? left : 0);
+    }
 }
 
 static int shorten_timespec(int pid, uint64_t sp, unsigned long *arg, uint64_t slept)
@@ -215,9 +281,7 @@ static int shorten_timespec(int pid, uint64_t sp, unsigned long *arg, uint64_t s
     struct iovec mine = {&ts, sizeof ts}, theirs = {(void *)*arg, sizeof ts};
     if (ud__sys(__NR_process_vm_readv, pid, &mine, 1, &theirs, 1, 0) != sizeof ts)
         return -EFAULT;
-    uint64_t us = (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
-    us = us > slept ? us - slept : 0;
-    ts = (struct timespec){(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+    less(&ts, slept);
     theirs.iov_base = (void *)scratch;
     if (ud__sys(__NR_process_vm_writev, pid, &mine, 1, &theirs, 1, 0) != sizeof ts)
         return -EFAULT;
@@ -229,18 +293,28 @@ static int shorten_timespec(int pid, uint64_t sp, unsigned long *arg, uint64_t s
 void ud__sleepers_shorten(int pid, int tid, unsigned long nr, uint64_t sp, unsigned long **args)
 {
     int arg;
-    enum timeout kind = timeout_of(nr, &arg);
-    uint64_t slept = kind == NO_TIMEOUT ? 0 : slept_us(tid);
+    enum timeout kind = timeout_of(nr, *args[1], 0, &arg);
+    uint64_t slept = kind == NO_TIMEOUT ? 0 : slept_us(tid, nr, sp);
+    if (slept && kind == IN_MS)
+        shorten_ms(args[arg], slept);
+    else if (slept && *args[arg])
+        shorten_timespec(pid, sp, args[arg], slept);
+}
+
+/* The same in the thread itself, in a handler. */
+void ud__sleepers_shorten_here(int tid, unsigned long nr, uint64_t sp, unsigned long **args, struct timespec *place)
+{
+    int arg;
+    enum timeout kind = timeout_of(nr, *args[1], 1, &arg);
+    uint64_t slept = kind == NO_TIMEOUT ? 0 : slept_us(tid, nr, sp);
     if (!slept)
         return;
-    if (kind == IN_TIMESPEC) {
-        if (*args[arg])
-            shorten_timespec(pid, sp, args[arg], slept);
-        return;
-    }
-    int64_t left = (int)*args[arg];
-    if (left > 0) {
-        left -= (int64_t)(slept / 1000);
-        *args[arg] = (unsigned long)(left > 0 ? left : 0);
+    if (kind == IN_MS) {
+        shorten_ms(args[arg], slept);
+    } else if (*args[arg]) {
+        struct timespec ts = *(const struct timespec *)*args[arg];
+        less(&ts, slept);
+        *place = ts;
+        *args[arg] = (unsigned long)place;
     }
 }

@@ -85,7 +85,11 @@ int ud__track_register(uint64_t start, uint64_t end)
     if (uffd < 0)
         return -ENOSYS;
     struct uffdio_register reg = {.start = start, .len = end - start, .mode = 2 /* WP */};
-    return (int)ud__sys(__NR_ioctl, uffd, IOCTL_REGISTER, &reg);
+    uint64_t mask;
+    ud__job_lock(&mask); /* it cuts mappings up: not while a thread of the program moves some */
+    int r = (int)ud__sys(__NR_ioctl, uffd, IOCTL_REGISTER, &reg);
+    ud__job_unlock(&mask);
+    return r;
 }
 
 long ud__track_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages)

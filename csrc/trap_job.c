@@ -92,7 +92,7 @@ void ud__trap_apply(const struct ud_knobs *k)
         start(h);
     } else if (!mode && atomic_exchange(&active, 0)) {
         h->mode = 0;
-        h->hold_kind = UD_HOLD_PTRACE;
+        h->hold_kind = (uint32_t)atomic_load(&ud__hold_way);
         ud__trap_disable();
     }
 }

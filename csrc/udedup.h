@@ -60,5 +60,8 @@ UD_API int ud_layout_apply(uint64_t shift);
 
 /* Stops and releases the calling thread once, as a holder does. Microseconds it took, or -errno. */
 UD_API long ud_probe_hold(void);
+/* Parks all other threads of the process once by SIGURG, as a holder does where ptrace is refused. Microseconds it took, or
+ * -EBUSY if one blocks SIGURG, -ETIMEDOUT, -EPERM if signals are refused as well, -errno. */
+UD_API long ud_probe_park(void);
 
 #endif

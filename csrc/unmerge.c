@@ -12,6 +12,7 @@
 #include "internal.h"
 
 #define CHUNK_PAGES 256u
+#define REFUSALS 100 /* half a second: a mask may be put off again, a filter stays */
 
 static long map_plain(uint64_t at, uint64_t len, int fixed)
 {
@@ -160,10 +161,10 @@ void ud__job_relocate(struct ud__job *j)
 }
 
 /* Runs a one-piece job from an app thread until it is done. 0, or -errno; -EAGAIN if a hold could not be had for
- * ten seconds. A job without a hold is done in the end: the call that asked for it must not fail because of us. */
+ * ten seconds, or was refused again and again. A job without a hold is done in the end: the call that asked for it must not fail because of us. */
 static long run_from_app(struct ud__job *j)
 {
-    int tid = (int)ud__sys(__NR_gettid);
+    int tid = (int)ud__sys(__NR_gettid), refused = 0;
     uint64_t give_up = j->no_hold ? UINT64_MAX : ud__now_us() + 10000000;
     do {
         uint64_t now = ud__now_us();
@@ -176,9 +177,10 @@ static long run_from_app(struct ud__job *j)
             return 0;
         if ((int64_t)j->result < 0)
             return (long)j->result;
+        refused += j->cause_begin == UD_CAUSE_HOLD_REFUSED || j->cause_begin == UD_CAUSE_HOLD_MASKED;
         if (j->cause_begin >= 0)
             ud__sleep_us(500);
-    } while (ud__now_us() < give_up);
+    } while (ud__now_us() < give_up && refused < REFUSALS);
     return -EAGAIN;
 }
 
@@ -203,6 +205,9 @@ long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags,
                         .scratch = to, .scratch_len = new_len, .budget_us = 20000, .result = (uint64_t)-EAGAIN};
     int tid = (int)ud__sys(__NR_gettid);
     for (int tries = 0; tries < 100; tries++) {
+        /* Nobody can be held (a thread that blocks SIGURG, vfork): then without. Who moves memory must keep his other
+         * threads off it himself, for the kernel might have moved it, too. */
+        j.no_hold = tries > 50;
         j.hold.deadline_us = ud__now_us() + 20000;
         int r = ud__job_run(&j, tid, 0);
         if (r < 0)

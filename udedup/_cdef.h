@@ -21,6 +21,7 @@ int ud_preloaded(void);
 
 int ud_layout_apply(uint64_t shift);
 long ud_probe_hold(void);
+long ud_probe_park(void);
 
 /* ---- ledger.h ---------------------------------------------------------------------------------- */
 /* include: ledger.h */
@@ -37,7 +38,7 @@ enum ud_page_state {
 enum ud_cause {
     UD_CAUSE_CHANGED, UD_CAUSE_GONE, UD_CAUSE_STACK, UD_CAUSE_LOCKED, UD_CAUSE_VMAS, UD_CAUSE_NOMEM,
     UD_CAUSE_BUSY, UD_CAUSE_HOLD_DEADLINE, UD_CAUSE_HOLD_TRACED, UD_CAUSE_HOLD_REFUSED, UD_CAUSE_SYSCALL,
-    UD_CAUSE_SEALS, UD_CAUSE_SEGMENT, UD_CAUSE_PINNED, UD_CAUSE_SHARED, UD_CAUSE_COUNT, ...
+    UD_CAUSE_SEALS, UD_CAUSE_SEGMENT, UD_CAUSE_PINNED, UD_CAUSE_SHARED, UD_CAUSE_HOLD_MASKED, UD_CAUSE_COUNT, ...
 };
 
 struct ud_block_head {

@@ -7,6 +7,7 @@ import mmap
 import os
 import platform
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -51,10 +52,14 @@ def findings() -> Iterator[Finding]:
 def _hold() -> Finding:
     from udedup.core import lib
 
+    name = "write-stop (ptrace of own threads)"
     result = lib.ud_probe_hold()
     if result >= 0:
-        return Finding("write-stop (ptrace of own threads)", True, True, f"works, {result} us")
+        return Finding(name, True, True, f"works, {result} us")
     why = os.strerror(-result)
+    fallback = park_us() >= 0
+    if fallback:
+        why += "; SIGURG parks the threads instead, unless one blocks it"
     scope = _read("/proc/sys/kernel/yama/ptrace_scope")
     remedy = (
         "allow ptrace in the seccomp profile (docker run --security-opt seccomp=...), or leave the debugger"
@@ -63,7 +68,29 @@ def _hold() -> Finding:
         remedy = "kernel.yama.ptrace_scope=3 forbids all ptrace until the next boot: boot with a lower value"
     elif scope == "2":
         remedy = "kernel.yama.ptrace_scope=2 forbids it: sysctl kernel.yama.ptrace_scope=1"
-    return Finding("write-stop (ptrace of own threads)", False, True, f"refused: {why}", remedy)
+    return Finding(name, False, not fallback, f"refused: {why}", remedy)
+
+
+def park_us() -> int:
+    """Parks a thread of this process by SIGURG and lets it go: microseconds, or -errno."""
+    from udedup.core import lib
+
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    try:
+        return int(lib.ud_probe_park())
+    finally:
+        end.set()
+        thread.join()
+
+
+def _park() -> Finding:
+    name = "write-stop by signals (the fallback)"
+    result = park_us()
+    if result >= 0:
+        return Finding(name, True, False, f"works, {result} us")
+    return Finding(name, None, False, f"does not work here: {os.strerror(-result)}")
 
 
 def _memfd() -> Finding:
@@ -280,6 +307,6 @@ def _read(path: str) -> str | None:
 
 
 _PROBES: tuple[Callable[[], Finding], ...] = (
-    _hold, _memfd, _socket_dir, _layout, _tracking, _pagemap_scan, _procmap, _yama, _seccomp,
+    _hold, _park, _memfd, _socket_dir, _layout, _tracking, _pagemap_scan, _procmap, _yama, _seccomp,
     _max_map_count, _cgroup, _ksm, _thp, _container,
 )  # fmt: skip

@@ -7,6 +7,7 @@ the gaps wide that a missing guard leaves.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -120,25 +121,88 @@ def test_pinned_memory_is_moved_without_the_guard(racing: Lab) -> None:
     pytest.fail("nothing goes wrong without pinned: does the test test it?")
 
 
+def refused(lab: Lab, program: str, name: str) -> list[str | Path]:
+    """ptrace refused: threads are parked by SIGURG."""
+    return [lab.program("noptrace"), "eperm", lab.program(program), name]
+
+
+def test_wrong_without_parking(racing: Lab) -> None:
+    argv = refused(racing, "races", "store_race")
+    plain = racing.same(argv, UDEDUP_TEST_DELAY_US="1000")
+    for _ in range(5):
+        run = racing.merged(argv, UDEDUP_TEST_GUARDS="hold", UDEDUP_TEST_DELAY_US="1000")
+        if (run.status, run.out) != (plain.status, plain.out):
+            return
+    pytest.fail("nothing goes wrong without the hold: does the test test it?")
+
+
+def test_eintr_is_lost_without_the_look_for_pending_signals(racing: Lab) -> None:
+    for _ in range(5):
+        run = racing.merged(refused(racing, "processes", "eintr_of_read"), UDEDUP_TEST_GUARDS="owed")
+        if "rescued 0" not in run.out:
+            return
+    pytest.fail("no EINTR is lost: does the test test it?")
+
+
+def test_parked_for_ever_if_the_starter_does_not_let_go(racing: Lab) -> None:
+    argv = refused(racing, "races", "killed_holder")
+    program = racing.program("races")
+    with killing_holders(program) as killed:
+        racing.same(argv, UDEDUP_TEST_DELAY_US="1000")
+    assert killed
+    with killing_holders(program), pytest.raises(AssertionError, match="hangs"):
+        racing.merged(argv, timeout=8, UDEDUP_TEST_GUARDS="release", UDEDUP_TEST_DELAY_US="1000")
+
+
+@pytest.mark.parametrize("how", ["ptrace", "signal"])
+def test_holder_stopped_at_any_instant(racing: Lab, how: str) -> None:
+    """SIGSTOP to a process group stops its holders, too; SIGCONT to the program alone must be enough."""
+    argv = [racing.program("races"), "killed_holder"]
+    if how == "signal":
+        argv = refused(racing, "races", "killed_holder")
+    with killing_holders(racing.program("races"), signal.SIGSTOP) as stopped:
+        racing.same(argv, UDEDUP_TEST_DELAY_US="1000")
+        with pytest.raises(AssertionError, match="hangs"):
+            racing.merged(argv, timeout=8, UDEDUP_TEST_GUARDS="stopped", UDEDUP_TEST_DELAY_US="1000")
+    assert stopped
+
+
 def test_large_blocks_grow_right(racing: Lab) -> None:
     racing.same([racing.program("races"), "realloc_race"], UDEDUP_TEST_DELAY_US="200")
 
 
+def children(process: Path) -> list[str]:
+    """Those of any of its threads: the agent's are the holders and readers."""
+    found: list[str] = []
+    for task in process.glob("task/*/children"):
+        with contextlib.suppress(OSError):
+            found += task.read_text().split()
+    return found
+
+
 @contextlib.contextmanager
-def killing_holders(program: Path) -> Iterator[list[int]]:
-    """kill -9 of the holders and readers of `program`: processes of their own, named udedup-agent."""
+def killing_holders(program: Path, how: int = signal.SIGKILL) -> Iterator[list[int]]:
+    """Signals the holders and readers of `program`: processes of their own, named udedup-agent."""
     stop = threading.Event()
     killed: list[int] = []
 
     def hunt() -> None:
-        while not stop.is_set():
-            for entry in os.listdir("/proc"):
+        programs: list[Path] = []
+        for turn in itertools.count():
+            if stop.is_set():
+                return
+            if turn % 50 == 0:
+                programs = [entry for entry in Path("/proc").glob("[0-9]*") if is_program(entry)]
+            for child in itertools.chain.from_iterable(map(children, programs)):
                 with contextlib.suppress(OSError):
-                    if not entry.isdigit() or Path(f"/proc/{entry}/comm").read_text() != "udedup-agent\n":
-                        continue
-                    if Path(f"/proc/{entry}/exe").readlink() == program:
-                        os.kill(int(entry), signal.SIGKILL)
-                        killed.append(int(entry))
+                    if Path(f"/proc/{child}/comm").read_text() == "udedup-agent\n":
+                        os.kill(int(child), how)
+                        killed.append(int(child))
+
+    def is_program(entry: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return (entry / "exe").readlink() == program
+        return False
 
     thread = threading.Thread(target=hunt)
     thread.start()
@@ -168,6 +232,10 @@ def test_holder_killed_without_bitfirst(racing: Lab) -> None:
     pytest.fail("nothing goes wrong without bitfirst: does the test test it?")
 
 
-def test_sleeping_calls_see_interruptions_without_the_repair(racing: Lab) -> None:
-    run = racing.merged([racing.program("syscalls"), "sleepers_see_nothing"], UDEDUP_TEST_GUARDS="eintr")
+@pytest.mark.parametrize("how", ["ptrace", "signal"])
+def test_sleeping_calls_see_interruptions_without_the_repair(racing: Lab, how: str) -> None:
+    argv = [racing.program("syscalls"), "sleepers_see_nothing"]
+    if how == "signal":
+        argv = refused(racing, "syscalls", "sleepers_see_nothing")
+    run = racing.merged(argv, UDEDUP_TEST_GUARDS="eintr")
     assert run.status == 1, run

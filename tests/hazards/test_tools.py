@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hazards.lab import Lab
 
 
 def need(tool: str) -> str:
-    path = shutil.which(tool)
+    path = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
     if path is None:
         pytest.skip(f"{tool} is not installed")
     return path
@@ -27,14 +28,47 @@ def find_library(name: str) -> Path:
     pytest.skip(f"{name} is not installed")
 
 
-@pytest.mark.parametrize("name", ["libjemalloc", "libmimalloc", "libtcmalloc", "libtcmalloc_minimal"])
-@pytest.mark.parametrize("program", ["realloc_large", "calloc_after_free", "trim"])
+#: Allocators, told to give memory back to the kernel at once: that is when they count on zeros.
+ALLOCATORS = {
+    "libjemalloc": {"MALLOC_CONF": "dirty_decay_ms:0,muzzy_decay_ms:0"},
+    "libmimalloc": {"MIMALLOC_DECOMMIT_DELAY": "0", "MIMALLOC_RESET_DELAY": "0", "MIMALLOC_PAGE_RESET": "1"},
+    "libtcmalloc": {"TCMALLOC_RELEASE_RATE": "1000"},
+    "libtcmalloc_minimal": {"TCMALLOC_RELEASE_RATE": "1000"},
+}
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+@pytest.mark.parametrize("program", ["small_blocks", "realloc_large", "trim"])
 def test_other_allocator(lab: Lab, name: str, program: str) -> None:
     library = find_library(name)
     command = [lab.program("mappings"), program]
-    plain = lab.plain(command, LD_PRELOAD=str(library))
-    merged = lab.merged(command, preload=[library])
+    plain = lab.plain(command, LD_PRELOAD=str(library), **ALLOCATORS[name])
+    merged = lab.merged(command, preload=[library], **ALLOCATORS[name])
+    assert (plain.status, plain.out) == (0, "done\n"), plain
     assert (merged.status, merged.out) == (plain.status, plain.out), merged
+
+
+ARROW = """
+import pyarrow as pa, time
+for backend in pa.supported_memory_backends():
+    pool = getattr(pa, f"{backend}_memory_pool")()
+    for step in range(3):
+        tables = [pa.array(range(step, 60000 + step), memory_pool=pool) for _ in range(8)]
+        time.sleep(0.4)
+        print(backend, step, {t.cast(pa.float64()).to_numpy().sum() for t in tables})
+        del tables
+        pool.release_unused()
+        zeros = pa.allocate_buffer(500000, memory_pool=pool)
+        print(zeros.size, pool.bytes_allocated() > 0)
+        del zeros
+"""
+
+
+def test_pyarrow(lab: Lab) -> None:
+    """Arrow links allocators of its own (mimalloc, jemalloc), and tells them when to give back."""
+    pytest.importorskip("pyarrow")
+    plain = lab.same([sys.executable, "-c", ARROW], timeout=120)
+    assert "mimalloc 2" in plain.out or "jemalloc 2" in plain.out, plain.out
 
 
 def preload_arguments(lab: Lab) -> list[str]:
@@ -100,8 +134,6 @@ def test_a_debugger_that_is_preloaded_itself(lab: Lab) -> None:
 def test_py_spy(lab: Lab) -> None:
     """py-spy stops a process by ptrace now and then: both get what they want."""
     pyspy = need("py-spy")
-    import sys
-
     child = subprocess.Popen(
         [sys.executable, "-c",
          "import time\nend=time.time()+4\nx=[bytes(range(256))*4000 for _ in range(9)]\n"

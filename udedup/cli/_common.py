@@ -78,7 +78,9 @@ _CAUSES = {
     "syscall": "in a call that must not be interrupted",
     "seals": "a segment without seals",
     "segment": "a segment could not be mapped",
-    "pinned": "asynchronous I/O in flight",
+    "pinned": "asynchronous I/O in flight, or memory pinned",
+    "shared": "another process runs on the same memory",
+    "hold_masked": "ptrace refused, and a thread blocks SIGURG",
 }
 
 

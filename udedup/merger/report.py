@@ -26,6 +26,7 @@ CAUSE_NAMES = (
     "segment",
     "pinned",
     "shared",
+    "hold_masked",
 )
 HOLDS = ("none", "ptrace", "signal", "mprotect")
 TRACKING = ("none", "digest", "uffd")
@@ -107,6 +108,16 @@ def _word(words: tuple[str, ...], number: int) -> str:
     return words[number] if number < len(words) else str(number)
 
 
+def _cause(header: Any) -> str:
+    return ffi.string(header.cause_text).decode(errors="replace")
+
+
+def _hold(header: Any) -> str:
+    """How a process's threads are held; "none: cause" where nothing works at present."""
+    word = _word(HOLDS, header.hold_kind)
+    return f"{word}: {_cause(header)}" if word == "none" and _cause(header) else word
+
+
 def _pages(counts: dict[str, int]) -> dict[str, int]:
     """The counters that both a process and the domain have."""
     return {
@@ -152,13 +163,13 @@ def _process(server: "Server", agent: Any) -> tuple[dict[str, Any], Tally]:
         "tracked_writes_pages": int(header.tracked_pages),
         "merge_failures": tally.merge_failures(),
         "freeze_us": tally.freeze(),
-        "hold": _word(HOLDS, header.hold_kind),
+        "hold": _hold(header),
         "tracking": _word(TRACKING, header.track_kind),
         "mode": _word(MODES, header.mode),
         "regions": "advised" if header.regions_mode else "all",
         "preloaded": bool(header.preloaded),
         "agent_cpu_s": tally.counts["agent_cpu_us"] / 1e6,
-        "cause": ffi.string(header.cause_text).decode(errors="replace"),
+        "cause": _cause(header),
     }
     return entry, tally
 

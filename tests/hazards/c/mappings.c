@@ -366,6 +366,46 @@ static void brk_moves(void)
     printf("nonzero %zu wrong %zu\n", nonzero(p + 10 * PAGE, 50 * PAGE), wrong(p, 10, 24));
 }
 
+/* Blocks too small to be ours: another allocator's, when one is preloaded. What it gives back to the kernel it takes for
+ * zeros afterwards. */
+static size_t merged_blocks(char **b, int count, size_t bytes)
+{
+    size_t found = 0;
+    for (int i = 0; i < count; i++) {
+        char *from = (char *)(((uintptr_t)b[i] + PAGE - 1) & ~(PAGE - 1));
+        found += merged_in(from, (size_t)(b[i] + bytes - from) / PAGE);
+    }
+    return found;
+}
+
+static void small_blocks(void)
+{
+    enum { COUNT = 100, BYTES = 100000 };
+    static char *b[COUNT];
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < COUNT; i++) {
+            b[i] = calloc(1, BYTES);
+            CHECK(nonzero(b[i], BYTES) == 0);
+            memset(b[i], 0x5a + round, BYTES);
+        }
+        double end = now() + 10;
+        while (under_udedup() && merged_blocks(b, COUNT, BYTES) < COUNT * (BYTES / PAGE) / 2) {
+            if (now() > end)
+                _exit(99);
+            nap(0.02);
+        }
+        for (int i = 0; i < COUNT; i++) {
+            CHECK(b[i][0] == 0x5a + round && memcmp(b[i], b[i] + 1, BYTES - 1) == 0);
+            b[i] = realloc(b[i], BYTES / 2);
+            CHECK(b[i][0] == 0x5a + round && memcmp(b[i], b[i] + 1, BYTES / 2 - 1) == 0);
+        }
+        for (int i = 0; i < COUNT; i++)
+            free(b[i]);
+        malloc_trim(0);
+        nap(0.05);
+    }
+}
+
 static void trim(void)
 {
     enum { COUNT = 4000 };
@@ -421,4 +461,4 @@ MAIN(T(munmap_merged), T(munmap_hole), T(mmap_fixed_over), T(file_mapping_is_not
      T(mremap_grow_in_place), T(mremap_shrink), T(mremap_move), T(mremap_move_part), T(realloc_large),
      T(calloc_after_free), T(dontneed), T(dontneed_raw), T(free_advice), T(remove_advice), T(dontfork), T(wipeonfork),
      T(hugepage), T(huge_pages), T(mergeable), T(mprotect_and_back), T(mprotect_read_stays), T(protections_kept), T(mlock_merged),
-     T(mlockall_merged), T(brk_moves), T(trim), T(errors_stay))
+     T(mlockall_merged), T(brk_moves), T(trim), T(small_blocks), T(errors_stay))

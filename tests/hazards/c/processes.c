@@ -1,8 +1,14 @@
 /* processes.c: fork, exec, threads, signals, descriptors and credentials while memory is being merged. */
 #include "hz.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stddef.h>
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
@@ -194,31 +200,97 @@ static void threads_come_and_go(void)
     printf("wrong %zu enough %d\n", wrong(p, N, 36), made > 50);
 }
 
+/* 200 threads, each asleep in one of the calls in which threads sleep for hours; none may see that it was held. */
+#define MANY 200
+static struct {
+    int masked; /* all signals blocked, as libzmq and libuv do */
+    int pipe[2];
+    pthread_mutex_t lock;
+    pthread_cond_t end;
+    int ended;
+    _Atomic int wrong;
+} sleepers = {.lock = PTHREAD_MUTEX_INITIALIZER, .end = PTHREAD_COND_INITIALIZER};
+
 static void *sleep_long(void *arg)
 {
+    struct pollfd p = {sleepers.pipe[0], POLLIN, 0};
+    struct epoll_event e = {.events = EPOLLIN};
     sigset_t all;
+    char c;
     sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, NULL); /* as libzmq and libuv do */
-    while (!*(_Atomic int *)arg)
-        nap(0.5); /* seldom enough that the process counts as calm */
+    if (sleepers.masked)
+        pthread_sigmask(SIG_BLOCK, &all, NULL);
+    switch ((intptr_t)arg % 4) {
+    case 0:
+        sleepers.wrong += read(sleepers.pipe[0], &c, 1) != 0;
+        break;
+    case 1:
+        sleepers.wrong += poll(&p, 1, 100000) != 1;
+        break;
+    case 2:
+        pthread_mutex_lock(&sleepers.lock);
+        while (!sleepers.ended)
+            pthread_cond_wait(&sleepers.end, &sleepers.lock);
+        pthread_mutex_unlock(&sleepers.lock);
+        break;
+    default: {
+        int fd = epoll_create1(EPOLL_CLOEXEC);
+        CHECK(epoll_ctl(fd, EPOLL_CTL_ADD, sleepers.pipe[0], &e) == 0);
+        sleepers.wrong += epoll_wait(fd, &e, 1, 100000) != 1;
+        close(fd);
+    }
+    }
     return NULL;
 }
 
-static void many_threads(void) /* 200, all signals blocked */
+static void many_asleep(int masked)
 {
-    static _Atomic int stop;
-    pthread_t t[200];
+    pthread_t t[MANY];
     pthread_attr_t a;
+    sleepers.masked = masked;
+    CHECK(pipe(sleepers.pipe) == 0);
     pthread_attr_init(&a);
     pthread_attr_setstacksize(&a, 128 * 1024);
-    for (int i = 0; i < 200; i++)
-        CHECK(pthread_create(&t[i], &a, sleep_long, &stop) == 0);
+    for (intptr_t i = 0; i < MANY; i++)
+        CHECK(pthread_create(&t[i], &a, sleep_long, (void *)i) == 0);
     char *p = merged_area(N, 37);
-    stop = 1;
-    for (int i = 0; i < 200; i++)
+    close(sleepers.pipe[1]);
+    pthread_mutex_lock(&sleepers.lock);
+    sleepers.ended = 1;
+    pthread_cond_broadcast(&sleepers.end);
+    pthread_mutex_unlock(&sleepers.lock);
+    for (int i = 0; i < MANY; i++)
         pthread_join(t[i], NULL);
-    printf("wrong %zu\n", wrong(p, N, 37));
+    printf("wrong %zu interrupted %d\n", wrong(p, N, 37), sleepers.wrong);
 }
+
+/* Merged memory is moved although a thread cannot be held any more. */
+static void *mask_all(void *arg)
+{
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    while (!*(_Atomic int *)arg)
+        nap(0.02);
+    return NULL;
+}
+
+static void mremap_beside_masked(void)
+{
+    static _Atomic int stop;
+    pthread_t t;
+    char *p = merged_area(N, 49);
+    CHECK(pthread_create(&t, NULL, mask_all, &stop) == 0);
+    nap(0.05);
+    char *q = mremap(p, N * PAGE, 4 * N * PAGE, MREMAP_MAYMOVE);
+    CHECK(q != MAP_FAILED);
+    stop = 1;
+    pthread_join(t, NULL);
+    printf("wrong %zu %zu\n", wrong(q, N, 49), nonzero(q + N * PAGE, 3 * N * PAGE));
+}
+
+static void many_threads(void) { many_asleep(0); }
+static void many_masked(void) { many_asleep(1); }
 
 static void *burn(void *arg)
 {
@@ -372,6 +444,175 @@ static void eintr_is_kept(void) /* a signal with a handler must end a sleep with
     printf("bad %lu\n", c.bad);
 }
 
+/* A handler without SA_RESTART must end a read with EINTR, also when its signal comes while the thread is held. */
+static int quiet_pipe[2];
+static _Atomic int reads, rescued;
+
+static void *rescue(void *arg) /* whoever lost its EINTR is told so, or it would read for ever */
+{
+    for (int seen = -1, since = 0; reads >= 0; nap(0.01)) {
+        since = seen == reads ? since + 1 : 0;
+        seen = reads;
+        if (since == 200) {
+            rescued++;
+            CHECK(write(quiet_pipe[1], "x", 1) == 1);
+        }
+    }
+    return arg;
+}
+
+static void eintr_of(int to_process)
+{
+    struct sigaction a = {.sa_handler = on_signal};
+    sigset_t set;
+    struct counter c;
+    pthread_t t[2];
+    int interrupted = 0, rounds = under_udedup() ? 100 : 5;
+    sigaction(SIGALRM, &a, NULL);
+    sigemptyset(&set);
+    sigaddset(&set, SIGALRM);
+    pthread_sigmask(SIG_BLOCK, &set, NULL); /* of all threads only main takes it */
+    t[0] = counting(&c);
+    reads = 0;
+    CHECK(pipe(quiet_pipe) == 0 && pthread_create(&t[1], NULL, rescue, NULL) == 0);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    struct sigevent e = {.sigev_notify = to_process ? SIGEV_SIGNAL : SIGEV_THREAD_ID, .sigev_signo = SIGALRM};
+    e._sigev_un._tid = (int)syscall(SYS_gettid);
+    timer_t timer;
+    CHECK(timer_create(CLOCK_MONOTONIC, &e, &timer) == 0);
+    for (; reads < rounds; reads++) {
+        struct itimerspec in = {.it_value = {0, 20000000 + reads * 50000}};
+        char x;
+        CHECK(timer_settime(timer, 0, &in, NULL) == 0);
+        interrupted += read(quiet_pipe[0], &x, 1) == -1 && errno == EINTR;
+        if (reads % 20 == 0)
+            fill(c.area, 1, 30); /* page 0 is nobody's: equal again, to be merged */
+    }
+    reads = -1;
+    c.stop = 1;
+    pthread_join(t[0], NULL);
+    pthread_join(t[1], NULL);
+    printf("all interrupted %d rescued %d bad %lu\n", interrupted == rounds, rescued, c.bad);
+}
+
+static void eintr_of_read(void) { eintr_of(0); }
+static void eintr_of_read_in_process(void) { eintr_of(1); }
+
+/* SIGURG is the program's own: its handler is called, and told of by sigaction, as if nobody else used it. */
+static void urgent_is_ours(void)
+{
+    struct sigaction a = {.sa_handler = on_signal}, was;
+    char *p = merged_area(N, 48);
+    CHECK(sigaction(SIGURG, &a, &was) == 0 && was.sa_handler == SIG_DFL);
+    int before = caught;
+    for (int i = 0; i < (under_udedup() ? 200 : 20); i++) {
+        CHECK(raise(SIGURG) == 0 && caught == before + i + 1);
+        p[PAGE * (i % N)] ^= 1;
+        nap(0.002);
+        p[PAGE * (i % N)] ^= 1;
+    }
+    CHECK(signal(SIGURG, SIG_DFL) == on_signal && signal(SIGURG, SIG_IGN) == SIG_DFL);
+    nap(0.05);
+    CHECK(sigaction(SIGURG, NULL, &was) == 0 && was.sa_handler == SIG_IGN);
+    printf("wrong %zu\n", wrong(p, N, 48));
+}
+
+/* The same of threads that ask all the time, while threads are parked and let go. */
+static void *ask_urgent(void *arg)
+{
+    struct sigaction was;
+    for (; !*(_Atomic int *)arg; nap(0.0001))
+        CHECK(sigaction(SIGURG, NULL, &was) == 0 && was.sa_handler == SIG_DFL);
+    return NULL;
+}
+
+static void urgent_is_asked(void)
+{
+    static _Atomic int stop;
+    struct counter c;
+    pthread_t asking, t = counting(&c);
+    CHECK(pthread_create(&asking, NULL, ask_urgent, &stop) == 0);
+    for (int i = 0; i < (under_udedup() ? 60 : 5); i++) {
+        int pid = fork();
+        if (pid == 0) {
+            struct sigaction was;
+            _exit(sigaction(SIGURG, NULL, &was) || was.sa_handler != SIG_DFL);
+        }
+        wait_ok(pid);
+        nap(0.02);
+    }
+    stop = 1;
+    c.stop = 1;
+    pthread_join(asking, NULL);
+    pthread_join(t, NULL);
+    printf("bad %lu\n", c.bad);
+}
+
+/* One thread has a filter that kills for what a handler of ours would do. */
+static void *filtered(void *arg)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_gettid, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigpending, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+    };
+    struct sock_fprog filter = {sizeof code / sizeof *code, code};
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0);
+    while (!*(_Atomic int *)arg)
+        nap(0.05);
+    return NULL;
+}
+
+static void one_is_filtered(void)
+{
+    static _Atomic int stop;
+    pthread_t t;
+    char *p = merged_area(N, 49);
+    CHECK(pthread_create(&t, NULL, filtered, &stop) == 0);
+    for (int i = 0; i < (under_udedup() ? 200 : 5); i++) {
+        p[PAGE * (i % N)] ^= 1;
+        nap(0.005);
+        p[PAGE * (i % N)] ^= 1;
+    }
+    stop = 1;
+    pthread_join(t, NULL);
+    printf("wrong %zu\n", wrong(p, N, 49));
+}
+
+/* Its /proc tells of other processes: nobody can be found in there, so nothing may be moved. */
+static void other_pid_namespace(void)
+{
+    char *p = merged_area(N, 29);
+    int pid = unshare(CLONE_NEWPID) ? -1 : fork();
+    if (pid < 0 && geteuid() != 0) { /* not without privilege */
+        puts("wrong 0");
+        return;
+    }
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        static struct counter c;
+        pthread_t t;
+        CHECK(getpid() == 1);
+        c.area = p;
+        fill(p, N, 30);
+        CHECK(pthread_create(&t, NULL, count_up, &c) == 0);
+        double end = now() + (under_udedup() ? 1.5 : 0.1);
+        while (now() < end) {
+            char *q = map(32);
+            fill(q, 32, 30);
+            nap(0.05);
+            CHECK(wrong(q, 32, 30) == 0 && madvise(q, 8 * PAGE, MADV_DONTFORK) == 0 && munmap(q, 32 * PAGE) == 0);
+        }
+        c.stop = 1;
+        pthread_join(t, NULL);
+        _exit(c.bad != 0);
+    }
+    wait_ok(pid);
+    printf("wrong %zu\n", wrong(p, N, 29));
+}
+
 static void segv_blocked(void)
 {
     sigset_t set;
@@ -459,6 +700,8 @@ static void stopped_and_continued(void)
 }
 
 MAIN(T(stores_are_kept), T(fork_while_writing), T(fork_storm), T(child_lives_on), T(vfork_and_spawn), T(exec_merged),
-     T(threads_come_and_go), T(many_threads), T(busy_threads), T(main_thread_leaves), T(close_everything),
-     T(credentials), T(seccomp_strict), T(signals_while_held), T(eintr_is_kept), T(segv_blocked), T(crash_still_crashes),
-     T(address_space_limit), T(descriptor_limit), T(mapping_limit), T(stopped_and_continued))
+     T(threads_come_and_go), T(many_threads), T(many_masked), T(mremap_beside_masked), T(busy_threads),
+     T(main_thread_leaves), T(close_everything), T(credentials), T(seccomp_strict), T(signals_while_held),
+     T(eintr_is_kept), T(eintr_of_read), T(eintr_of_read_in_process), T(urgent_is_ours), T(urgent_is_asked),
+     T(one_is_filtered), T(other_pid_namespace), T(segv_blocked), T(crash_still_crashes), T(address_space_limit),
+     T(descriptor_limit), T(mapping_limit), T(stopped_and_continued))

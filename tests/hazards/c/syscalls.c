@@ -373,8 +373,9 @@ static void sleepers_see_nothing(void)
 {
     char *p = merged_area(N, 17);
     pthread_t t[SLEEPERS];
-    asleep = SLEEPERS;
-    for (size_t i = 0; i < SLEEPERS; i++)
+    size_t count = SLEEPERS - (getenv("HZ_NO_LARGE_WRITE") != NULL); /* the last: parked threads do not mend it */
+    asleep = (unsigned)count;
+    for (size_t i = 0; i < count; i++)
         CHECK(pthread_create(&t[i], NULL, one_sleeper, (void *)&sleepers[i]) == 0);
     for (size_t i = 0; asleep; i++) {
         p[PAGE * (i % N)] ^= 1;
@@ -382,7 +383,7 @@ static void sleepers_see_nothing(void)
         p[PAGE * (i % N)] ^= 1;
         nap(0.01);
     }
-    for (size_t i = 0; i < SLEEPERS; i++)
+    for (size_t i = 0; i < count; i++)
         pthread_join(t[i], NULL);
     printf("wrong %zu\n", wrong(p, N, 17));
 }
