@@ -113,8 +113,8 @@ def test_publications_are_bounded(bench: Bench) -> None:
         process.end_pass()
         bench.planner.scan(sid)
     first = [plan for plan in bench.planner.plans() if header_of(plan.data)[0] == wire.PUBLISH]
-    assert [sum(n for _, n, _ in runs(plan.data)) for plan in first] == [4096, 4096]
-    assert bench.count()[1]["outstanding_pages"] == 8192
+    assert [sum(n for _, n, _ in runs(plan.data)) for plan in first] == [4096] * 4  # both publish
+    assert bench.count()[1]["outstanding_pages"] == 16384
     assert bench.planner.timer() is not None
 
 
