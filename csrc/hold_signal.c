@@ -299,6 +299,12 @@ static int send_if_new(struct ud__hold *h, int tid, const struct status *unused)
     }
     if (s->listed == now)
         return 0;
+    /* A batch can be put off. A thread of the program that needs the hold cannot wait for a call that may last for hours. */
+    int shows = h->spare_tid == atomic_load(&ud__a.tid) ? ud__hold_look_again(h, tid) : -1;
+    if (shows >= 0) {
+        h->cause = shows;
+        return -1;
+    }
     s->listed = now;
     long r = ud__sys(__NR_tgkill, h->pid, tid, SIGURG);
     s->gone = r == -ESRCH;

@@ -186,6 +186,7 @@ long ud__hold_threads(const struct ud__hold *h) UD_HIDDEN; /* as the kernel coun
 int ud__memory_shared(const struct ud__hold *h) UD_HIDDEN; /* sharers.c, in a hold */
 /* Before a batch, from the agent: UD_CAUSE_* if a thread sleeps where an interruption shows, else -1. */
 int ud__hold_precheck(int pid, int self_tid) UD_HIDDEN;
+int ud__hold_look_again(const struct ud__hold *h, int tid) UD_HIDDEN; /* the same of one thread, from a holder by signal */
 
 #if defined(__x86_64__)
 struct ud__regs { /* the kernel's user_regs_struct */
@@ -222,6 +223,7 @@ int ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const
 void ud__sleepers_shorten(int pid, int tid, unsigned long nr, uint64_t sp, unsigned long **args) UD_HIDDEN;
 struct timespec;
 void ud__sleepers_shorten_here(int tid, unsigned long nr, uint64_t sp, unsigned long **args, struct timespec *place) UD_HIDDEN;
+void ud__sleepers_add(int tid, unsigned long nr, const uint64_t *args) UD_HIDDEN; /* whose sleep has just begun */
 /* The number of the call that the thread was seen asleep in at this place, and its first argument; -1 if none. */
 long ud__sleepers_call(int tid, uint64_t sp, uint64_t pc, uint64_t *first) UD_HIDDEN;
 

@@ -60,6 +60,7 @@ static int cannot_stop(unsigned long nr, const uint64_t *args)
 struct look {
     int taskfd, self_tid;
     int by_signal, ambiguous; /* threads are held by a signal: no call may show it */
+    int again;                /* by the holder, right before the signal */
 };
 
 /* Would the program see that the handler ran? What of the timeout is left must be known for what is started again. */
@@ -68,6 +69,10 @@ static int shows(const struct look *l, int tid, unsigned long nr, const uint64_t
     enum ud__call kind = ud__call_kind(nr, args);
     if (kind == UD__CALL_SHOWS || (kind == UD__CALL_MENDED && l->ambiguous))
         return 1;
+    if (l->again && kind == UD__CALL_MENDED) { /* asleep since the first look, or it is known: all of its time is left */
+        ud__sleepers_add(tid, nr, args);
+        return 0;
+    }
     return kind == UD__CALL_MENDED && ud__sleepers_note(l->taskfd, l->self_tid, tid, nr, args, 1) != 0;
 }
 
@@ -105,7 +110,7 @@ static int look_at(const struct look *l, int tid)
     if (fd >= 0)
         ud__sys(__NR_close, fd);
     if (n <= 0) /* it has ended; or we may not look, and so cannot tell what a signal would do */
-        return l->by_signal && (n == -EACCES || n == -EPERM) ? UD_CAUSE_HOLD_REFUSED : -1;
+        return l->by_signal && !l->again && (n == -EACCES || n == -EPERM) ? UD_CAUSE_HOLD_REFUSED : -1;
     text[n] = 0;
     return judge(l, tid, text);
 }
@@ -120,7 +125,7 @@ int ud__hold_precheck(int pid, int self_tid)
     if (fd < 0)
         return -1;
     int by_signal = atomic_load(&ud__hold_way) == UD_HOLD_SIGNAL;
-    struct look l = {(int)fd, self_tid, by_signal, by_signal && ud__restart_ambiguous()};
+    struct look l = {(int)fd, self_tid, by_signal, by_signal && ud__restart_ambiguous(), 0};
     int cause = -1;
     long n;
     ud__sleepers_begin();
@@ -136,4 +141,11 @@ int ud__hold_precheck(int pid, int self_tid)
         }
     ud__sys(__NR_close, fd);
     return cause;
+}
+
+/* Yama lets only threads of the program look; then the agent's look, a moment ago, must do. */
+int ud__hold_look_again(const struct ud__hold *h, int tid)
+{
+    struct look l = {h->taskfd, 0, 1, ud__restart_is_ambiguous(), 1};
+    return look_at(&l, tid);
 }

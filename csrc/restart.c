@@ -139,6 +139,8 @@ int ud__restart_ambiguous(void)
 /* The bytes before `code` may be read: a page that ends there may be anybody's. */
 static int same_page(const uint8_t *code, unsigned bytes) { return ((uint64_t)code & (ud__page - 1)) >= bytes; }
 
+int ud__restart_is_ambiguous(void) { return atomic_load(&ambiguous); }
+
 #if defined(__x86_64__)
 
 #define PC(uc) (uc)->uc_mcontext.gregs[REG_RIP]

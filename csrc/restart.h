@@ -18,6 +18,7 @@ enum ud__call ud__call_kind(unsigned long nr, const uint64_t args[6]) __attribut
 /* 1 if a handler of the program's blocks SIGURG: ours may then run right after it, when the EINTR it brought about is in the
  * frame, and looks like ours. No call is mended then. Asked before each hold. */
 int ud__restart_ambiguous(void) __attribute__((visibility("hidden")));
+int ud__restart_is_ambiguous(void) __attribute__((visibility("hidden"))); /* what it said last */
 
 /* In the handler, all signals blocked, as the last thing: lets what the thread was in go on, unless a signal of the
  * program's is about to be taken. place: where a shortened timeout is kept until the call is made. */

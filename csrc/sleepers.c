@@ -232,9 +232,15 @@ int ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const
     return kind == NO_TIMEOUT || s.since_us ? 0 : -ENOENT;
 }
 
+void ud__sleepers_add(int tid, unsigned long nr, const uint64_t *args)
+{
+    if (ud__sleepers_call(tid, args[6], args[7], NULL) != (long)nr && count < SLEEPERS_MAX)
+        sleepers[count++] = (struct sleeper){.tid = tid, .nr = nr, .sp = args[6], .pc = args[7], .first = args[0]};
+}
+
 static const struct sleeper *sleeper_of(int tid)
 {
-    for (int i = 0; i < count; i++)
+    for (int i = count - 1; i >= 0; i--) /* the last look counts */
         if (sleepers[i].tid == tid)
             return &sleepers[i];
     return NULL;
