@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,6 +203,7 @@ def killing_holders(program: Path, how: int = signal.SIGKILL) -> Iterator[list[i
             for child in itertools.chain.from_iterable(map(children, programs)):
                 with contextlib.suppress(OSError):
                     if Path(f"/proc/{child}/comm").read_text() == "udedup-agent\n":
+                        time.sleep(random.random() * 0.004)  # at any instant of its life; many live that long
                         os.kill(int(child), how)
                         killed.append(int(child))
 
