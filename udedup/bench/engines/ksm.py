@@ -38,6 +38,7 @@ class Ksm(Engine):
         where = "on a shared layout, " if self.layout else ""
         self.summary = f"kernel KSM {where}at {'its defaults' if self.knobs is DEFAULTS else 'full speed'}"
         self._keeper: ksmknobs.Keeper | None = None
+        self._wanted: dict[str, str] = {}
         self._base = 0.0  # ksmd's CPU before this run
         self._ksmd = procfs.pid_named("ksmd")
 
@@ -57,7 +58,8 @@ class Ksm(Engine):
         if self._keeper.in_use:
             run.say("KSM is in use on this machine already: ksmd's CPU holds the others' share")
         present = ksmknobs.read_all(tuple(self.knobs))
-        ksmknobs.write({"run": "0", **{name: value for name, value in self.knobs.items() if name in present}})
+        self._wanted = {name: value for name, value in self.knobs.items() if name in present}
+        ksmknobs.write({"run": "0", **self._wanted})
 
     def wrap(self, command: list[str], env: dict[str, str], run: Run) -> tuple[list[str], dict[str, str]]:
         options = [] if self.advises else ["--ksm"]
@@ -84,6 +86,12 @@ class Ksm(Engine):
 
     def claimed(self, run: Run) -> int | None:
         return self.moving(run)[0] * procfs.PAGE
+
+    def spoiled(self, run: Run) -> str | None:
+        wanted = {**self._wanted, "run": "1"}
+        found = ksmknobs.read_all(tuple(wanted))
+        changed = [f"{name} is {found[name]}" for name in wanted if found[name] != wanted[name]]
+        return f"somebody else changed KSM's knobs meanwhile: {', '.join(changed)}" if changed else None
 
     def counters(self, run: Run) -> dict[str, Any]:
         return {**ksmknobs.counters(), "knobs": ksmknobs.read_all(ksmknobs.KNOBS)}
