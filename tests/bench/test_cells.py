@@ -11,7 +11,7 @@ import pytest
 
 from udedup.bench import ksmknobs, procfs
 from udedup.bench.cell import Limits
-from udedup.bench.engines import engine
+from udedup.bench.engines import engine, ksm
 from udedup.bench.matrix import Plan, run_bench
 from udedup.bench.results import FAILED, OK, SKIPPED
 from udedup.bench.summary import summarize
@@ -31,9 +31,10 @@ def bench(workloads, engines, size=16, workers=2, **more):
 
 
 def pool_processes() -> list[int]:
-    """Workers that this test started: other benches may run on the machine."""
+    """Workers and mergers that this test started: other benches may run on the machine."""
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return [pid for pid in pids if b"udedup.bench." in procfs.cmdline(pid) and MARK in environment(pid)]
+    words = (b"udedup.bench.", b"udedup\0merger")
+    return [p for p in pids if any(word in procfs.cmdline(p) for word in words) and MARK in environment(p)]
 
 
 def environment(pid: int) -> bytes:
@@ -100,7 +101,15 @@ def test_the_time_budget_skips_with_a_reason():
     assert "time budget" in report.cells[0].reason
 
 
-def test_kernel_ksm_saves_what_is_equal_and_leaves_the_knobs():
+def test_without_whole_process_ksm_a_workload_without_buffers_is_skipped(monkeypatch):
+    monkeypatch.setattr(ksm, "whole_process", lambda: False)
+    assert "advised regions only" in engine("ksm").unsuited(workload("imports"))
+    assert engine("ksm").unsuited(workload("arrays")) is None
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["prctl", "madvise"])
+def test_kernel_ksm_saves_what_is_equal_and_leaves_the_knobs(whole, monkeypatch):
+    monkeypatch.setattr(ksm, "whole_process", lambda: whole)
     if reason := engine("ksm").unavailable():
         pytest.skip(reason)
     before = ksmknobs.read_all(ksmknobs.KNOBS)
@@ -113,10 +122,10 @@ def test_kernel_ksm_saves_what_is_equal_and_leaves_the_knobs():
     assert ksmknobs.read_all(ksmknobs.KNOBS) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_prints_what_it_has_and_leaves_nothing(number, tmp_path):
-    """The pool has a session of its own, out of the terminal's reach: the bench ends it."""
-    engines = "layout" if engine("ksm").unavailable() else "ksm"
+@pytest.mark.parametrize(("number", "wanted"), [(signal.SIGINT, "ksm"), (signal.SIGTERM, "udedup")])
+def test_interrupted_it_prints_what_it_has_and_leaves_nothing(number, wanted, tmp_path):
+    """The pool has a session of its own, out of the terminal's reach: the bench ends it, engine and all."""
+    engines = "layout" if engine(wanted).unavailable() else wanted
     before = ksmknobs.read_all(ksmknobs.KNOBS) if engines == "ksm" else {}
     command = [
         sys.executable,
@@ -132,12 +141,14 @@ def test_interrupted_it_prints_what_it_has_and_leaves_nothing(number, tmp_path):
     ]
     command += ["--workers", "2", "--repeat", "3", "--json", str(tmp_path / "part.json")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    seen = [process.stderr.readline(), process.stderr.readline()]
-    time.sleep(1.0)
+    seen = process.stderr.readline()
+    time.sleep(2.5)  # into the engine's first cell
+    if wanted == "udedup":
+        assert any(b"udedup\0merger" in procfs.cmdline(pid) for pid in pool_processes())
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "MiB" in seen[0]
+    assert "MiB" in seen
     assert "The run was interrupted" in out
     assert "interrupted" in (tmp_path / "part.json").read_text()
     assert not pool_processes()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from udedup.bench import ksmknobs
+from udedup.bench.engines import engine
+from udedup.bench.engines.base import Run
 
 BEFORE = {
     "run": "0",
@@ -111,6 +113,18 @@ def test_the_real_knobs_come_back():
     process.stdout.close()
     assert restored(ksmknobs.folder(), {"pages_to_scan": before["pages_to_scan"]})
     assert ksmknobs.read_all(ksmknobs.KNOBS) == before
+
+
+def test_figures_are_spoiled_when_somebody_else_changes_the_knobs(knobs):
+    under, run = engine("ksm"), Run(knobs, "x")
+    under.prepare(run)
+    try:
+        under.start(run)
+        assert under.spoiled(run) is None
+        (knobs / "run").write_text("0\n")
+        assert "run is 0" in under.spoiled(run)
+    finally:
+        under.finish(run)
 
 
 def test_without_ksm_there_is_a_reason(tmp_path, monkeypatch):

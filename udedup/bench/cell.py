@@ -121,6 +121,8 @@ def _phases(
         cell.final = meter.snapshot()
         cell.counters = engine.counters(run)
         phases.judge_claim(meter, cell, workload.forks)
+        if spoiled := engine.spoiled(run):
+            cell.fail(spoiled)
         if workload.works:
             say("application, merged")
             app = _app(workload, spec, pool, executor, limits)()

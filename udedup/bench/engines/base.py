@@ -88,6 +88,10 @@ class Engine:
         """All it says of itself, for the JSON."""
         return {}
 
+    def spoiled(self, run: Run) -> str | None:
+        """Why the figures are worth nothing, though the pool is well; None when they stand."""
+        return None
+
     def remark(self, run: Run) -> str | None:
         """A line for the reader when part of the pool was out of its reach, None when all is well."""
         return None

@@ -1,7 +1,7 @@
 """udedup: `udedup run` around the pool. udedup-random: without the shared layout. udedup-trap: mprotect mode.
 
-CPU is what /proc says of threads named udedup-agent, of the children they reaped (holders, readers),
-and of the merger.
+CPU is what /proc says of threads named udedup-agent, of the children they reaped (holders, readers; in ticks,
+so up to 20 ms a process too little), of the merger and of `udedup run`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Udedup(Engine):
             for pid in run.helpers
             for tid in procfs.threads_named(pid, procfs.AGENT_COMM)
         )
-        return agents + helpers + (procfs.process_cpu_fine(merger) if merger else 0.0)
+        own = [*self._runner(run), *([merger] if merger else [])]
+        return agents + helpers + sum(procfs.process_cpu_fine(pid) for pid in own)
 
     def cpu_apart(self, run: Run) -> float:
         merger = self._merger_pid(run)
@@ -79,9 +80,7 @@ class Udedup(Engine):
 
     def own_pss(self, run: Run) -> int:
         merger = self._merger_pid(run)
-        # `udedup run` waits beside the pool: it is paid for out of the savings too.
-        runner = [pid for pid in run.helpers[:1] if b"udedup\0run\0" in procfs.cmdline(pid)]
-        return sum(procfs.rollup(pid).pss for pid in [*runner, *([merger] if merger else [])])
+        return sum(procfs.rollup(pid).pss for pid in [*self._runner(run), *([merger] if merger else [])])
 
     def passes(self, run: Run) -> float | None:
         processes = self._stat(run).get("processes", [])
@@ -134,6 +133,11 @@ class Udedup(Engine):
             run.say(f"merger {merger} did not end by itself in {LINGER_S:.0f} s; killed")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(merger, signal.SIGKILL)
+
+    @staticmethod
+    def _runner(run: Run) -> list[int]:
+        """`udedup run` waits beside the pool: it is paid for out of the savings too."""
+        return [pid for pid in run.helpers[:1] if b"udedup\0run\0" in procfs.cmdline(pid)]
 
     def _ask(self, run: Run, op: str, **fields: Any) -> Any:
         if self._client is None:

@@ -29,7 +29,7 @@ _MODULES = {
 }
 
 WORKLOADS: tuple[str, ...] = tuple(_MODULES)
-QUICK: tuple[str, ...] = ("imports", "arrays", "scatter", "zeros", "churn", "unique")
+QUICK: tuple[str, ...] = ("imports", "arrays", "scatter", "churn", "unique")
 """What --quick runs when no workload is named."""
 
 

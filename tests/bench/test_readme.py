@@ -1,0 +1,55 @@
+"""README's table holds what examples/bench.json says, and the command that README names made it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from udedup.bench import table
+from udedup.bench.results import Report
+from udedup.bench.summary import summarize
+
+ROOT = Path(__file__).parents[2]
+COLUMNS = {
+    "memory, of `none`": ("x_total", table.percent),
+    "90 % of the saving after, s": ("time_90_s", table.seconds),
+    "99 % after, s": ("time_99_s", table.seconds),
+    "engine CPU to there, s": ("cpu_99_s", table.seconds),
+    "application, of `none`": ("x_rate_settled", table.percent),
+}
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (ROOT / "README.md").read_text().partition("## Benchmarks")[2].partition("\n## ")[0]
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return Report.load(ROOT / "examples" / "bench.json")
+
+
+def test_each_figure_of_readme_is_in_the_json(readme, report):
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in readme.splitlines()
+        if line[:1] == "|"
+    ]
+    head, _, *body = lines
+    rows = {(row.workload, row.engine): row for row in summarize(report)}
+    assert {tuple(line[:2]) for line in body} == {key for key in rows if key[1] != "none"}
+    for pool, engine, *figures in body:
+        row = rows[pool, engine]
+        for heading, figure in zip(head[2:], figures, strict=True):
+            name, form = COLUMNS[heading]
+            assert figure == table.cell_text(row.figures.get(name), form, row.repeats), (
+                pool,
+                engine,
+                heading,
+            )
+
+
+def test_the_command_is_the_one_that_made_it(readme, report):
+    commands = re.findall(r"^    (udedup bench .*)$", readme, re.MULTILINE)
+    assert report.command in commands
+    assert report.complete
