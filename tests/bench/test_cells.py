@@ -100,6 +100,7 @@ def test_the_time_budget_skips_with_a_reason():
     assert "time budget" in report.cells[0].reason
 
 
+@pytest.mark.usefixtures("kernel_ksm")
 def test_kernel_ksm_saves_what_is_equal_and_leaves_the_knobs():
     if reason := engine("ksm").unavailable():
         pytest.skip(reason)
@@ -113,6 +114,7 @@ def test_kernel_ksm_saves_what_is_equal_and_leaves_the_knobs():
     assert ksmknobs.read_all(ksmknobs.KNOBS) == before
 
 
+@pytest.mark.usefixtures("kernel_ksm")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_prints_what_it_has_and_leaves_nothing(number, tmp_path):
     """The pool has a session of its own, out of the terminal's reach: the bench ends it."""
