@@ -63,7 +63,7 @@ def test_equal_arrays_merge_to_one(layout: str) -> None:
             return stat("arrays")["store_pages"] + sum(own_pages(*each) for each in ranges)
 
         # Compaction works in the background, and malloc keeps freed blocks for a few seconds.
-        wait_until(lambda: 4 * pages - used() >= 0.99 * 3 * pages, 30)
+        wait_until(lambda: 4 * pages - used() >= 0.99 * 3 * pages, 60)
         data = b"".join(map(random.Random(5).randbytes, [MIB] * size))
         assert set(pool.ask("digest")) == {hashlib.sha256(data).hexdigest()}
         assert all(process["vmas_used"] <= process["vmas_budget"] for process in stat("arrays")["processes"])
