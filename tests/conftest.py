@@ -3,8 +3,10 @@
 A test that takes `domains` or `udedup` leaves no merger and no file behind, or it fails.
 """
 
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,12 +19,30 @@ from support import COMMAND, mergers, wait_gone
 #: Never the tests of safety (hazards, torture, trap, model, c): those must not fail even once.
 PATIENT = {"bench", "cli", "examples", "integration", "unit", "watch"}
 
+_SIGNALS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGHUP: signal.SIG_DFL,
+    signal.SIGQUIT: signal.SIG_DFL,
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here) and item.path.relative_to(here).parts[0] in PATIENT:
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_at_a_terminal() -> Iterator[None]:
+    """Nothing is ignored, though the tests run under nohup or in the background: programs inherit that."""
+    before = {}
+    for signo, handler in _SIGNALS.items():
+        if signal.getsignal(signo) == signal.SIG_IGN:
+            before[signo] = signal.signal(signo, handler)
+    yield
+    for signo, handler in before.items():
+        signal.signal(signo, handler)
 
 
 @pytest.fixture
@@ -62,14 +82,12 @@ def udedup(domains: Path) -> Run:
 
 
 @pytest.fixture
-def ksm_untouched() -> Iterator[None]:
-    """Fails a test after which /sys/kernel/mm/ksm is not as it was."""
-
-    def knobs() -> dict[str, str]:
-        names = ("run", "pages_to_scan", "sleep_millisecs", "merge_across_nodes", "smart_scan")
-        base = Path("/sys/kernel/mm/ksm")
-        return {name: (base / name).read_text() for name in names if (base / name).exists()}
-
-    before = knobs()
+def kernel_ksm() -> Iterator[None]:
+    """Kernel KSM, of which a machine has one, for this test alone: others that take it wait meanwhile."""
+    folder = Path("/sys/kernel/mm")
+    if not folder.is_dir():
+        pytest.skip(f"no {folder} here")
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
     yield
-    assert knobs() == before
+    os.close(descriptor)

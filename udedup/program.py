@@ -21,9 +21,9 @@ def find(command: str) -> Path | None:
     if found:
         return Path(found)
     for folder in os.get_exec_path():
-        candidate = Path(folder or ".") / command
-        if candidate.is_file():
-            return candidate
+        candidate = os.path.join(folder or ".", command)
+        if os.path.isfile(candidate):  # False, too, in a folder this user may not enter
+            return Path(candidate)
     return None
 
 

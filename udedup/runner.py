@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from udedup import program
+
 FORWARDED = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -116,7 +118,8 @@ def _exec(
 
 def failure(command: str, error: OSError) -> tuple[int, str]:
     """Exit status and one line for a program that could not be executed, as the shell has them."""
-    if isinstance(error, FileNotFoundError):
+    # exec says EACCES, too, when PATH has a folder that this user may not enter.
+    if isinstance(error, FileNotFoundError) or program.find(command) is None:
         if "/" in command and Path(command).exists():
             return NOT_FOUND, f"{command}: its interpreter does not exist; see `file {command}`"
         return NOT_FOUND, f"{command}: no such program; check the name and PATH"

@@ -107,6 +107,7 @@ def test_without_whole_process_ksm_a_workload_without_buffers_is_skipped(monkeyp
     assert engine("ksm").unsuited(workload("arrays")) is None
 
 
+@pytest.mark.usefixtures("kernel_ksm")
 @pytest.mark.parametrize("whole", [True, False], ids=["prctl", "madvise"])
 def test_kernel_ksm_saves_what_is_equal_and_leaves_the_knobs(whole, monkeypatch):
     monkeypatch.setattr(ksm, "whole_process", lambda: whole)
@@ -122,6 +123,7 @@ def test_kernel_ksm_saves_what_is_equal_and_leaves_the_knobs(whole, monkeypatch)
     assert ksmknobs.read_all(ksmknobs.KNOBS) == before
 
 
+@pytest.mark.usefixtures("kernel_ksm")
 @pytest.mark.parametrize(("number", "wanted"), [(signal.SIGINT, "ksm"), (signal.SIGTERM, "udedup")])
 def test_interrupted_it_prints_what_it_has_and_leaves_nothing(number, wanted, tmp_path):
     """The pool has a session of its own, out of the terminal's reach: the bench ends it, engine and all."""

@@ -102,6 +102,7 @@ def test_the_guard_ignores_the_terminal(knobs):
     assert (knobs / "pages_to_scan").read_text() == "55"
 
 
+@pytest.mark.usefixtures("kernel_ksm")
 def test_the_real_knobs_come_back():
     if reason := ksmknobs.unavailable():
         pytest.skip(reason)

@@ -74,6 +74,13 @@ def test_unknown_name_in_path() -> None:
     assert done.returncode == 127 and done.stderr.count("\n") == 1
 
 
+def test_unknown_name_with_a_closed_folder_in_path(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    done = run("--", "no-such-program-here", env=os.environ | {"PATH": f"{closed}:{os.environ['PATH']}"})
+    assert done.returncode == 127 and done.stderr.count("\n") == 1 and "no such program" in done.stderr
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -64,6 +65,15 @@ def merged_pss(client: Client, pids: Sequence[int]) -> int:
     stat = client.request("stat")
     others = [process["pid"] for process in stat["processes"] if process["pid"] not in pids]
     return procmem.pool(pids, procmem.store_bytes(stat), others).pss
+
+
+def own_pages(pid: int, start: int, nbytes: int) -> int:
+    """Pages in a range of a process that are its own: not mapped from a file, and so not merged."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    with open(f"/proc/{pid}/pagemap", "rb") as file:
+        file.seek(start // page * 8)
+        entries = array("Q", file.read(nbytes // page * 8))
+    return sum(entry >> 63 == 1 and not entry >> 61 & 1 for entry in entries)
 
 
 def settle(domain: str, seconds: float) -> bool:

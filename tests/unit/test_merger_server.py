@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fake_agent import PAGE, FakeAgent, FakeProcess, header_of, page, sealed
 
-from udedup.client import Client
+from udedup.client import Client, NoMerger
 from udedup.core import lib
 from udedup.domain import Domain
 from udedup.errors import UdedupError
@@ -39,9 +39,16 @@ class Merger:
         ]
         self.process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
         end = time.monotonic() + 10
-        while not domain.socket.exists():
+        while not self._listens():
             assert time.monotonic() < end, "the merger does not come up"
             time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        try:
+            Client(self.domain).close()
+        except NoMerger:
+            return False
+        return True
 
     def agent(self, **hello: object) -> FakeAgent:
         agent = FakeAgent(self.domain.socket)

@@ -83,3 +83,11 @@ def test_find() -> None:
     assert program.find("sh") is not None
     assert program.find("no-such-program-here") is None
     assert program.find("/no/such/program") is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter any folder")
+def test_find_beside_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.joinpath("closed").mkdir(mode=0)
+    monkeypatch.setenv("PATH", f"{tmp_path}/closed:{os.environ['PATH']}")
+    assert program.find("no-such-program-here") is None
+    assert program.find("sh") is not None

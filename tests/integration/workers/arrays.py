@@ -1,10 +1,13 @@
 """arrays.py PROCESSES MIB: forked at once, each fills an equal random array; answers with digests, writes."""
 
+import ctypes
 import hashlib
 import json
 import os
 import random
 import sys
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def serve(number, mib, requests, answers):
@@ -15,7 +18,11 @@ def serve(number, mib, requests, answers):
         print(os.getpid(), file=outlet, flush=True)
         for line in inlet:
             request = json.loads(line)
-            if request == "digest":
+            if request == "where":  # the whole pages of the array: address and bytes
+                address = ctypes.addressof(ctypes.c_char.from_buffer(data))
+                start = -(-address // PAGE) * PAGE
+                answer = [start, (address + len(data)) // PAGE * PAGE - start]
+            elif request == "digest":
                 answer = hashlib.sha256(data).hexdigest()
             elif (
                 request[0] == "write"
