@@ -79,6 +79,8 @@ _CAUSES = {
     "seals": "a segment without seals",
     "segment": "a segment could not be mapped",
     "pinned": "asynchronous I/O in flight",
+    "huge": "part of a huge page, and thp is keep",
+    "node": "NUMA node not told by the kernel",
 }
 
 
