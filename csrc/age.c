@@ -61,21 +61,24 @@ static int in_plain_area(uint64_t page)
     return a && a->start <= page && !a->inode && !a->library && !ud__merged_test(page);
 }
 
+/* Zero pages are of no node: the kernel has one for all. */
+static int zero_digest(uint64_t entry) { return ((entry ^ ud__pass.zero_digest) & ud__digest_mask()) == 0; }
+
 static void age_block(uint32_t block, enum mood m)
 {
     struct ud__ledger *l = &ud__a.ledger;
     size_t base = (size_t)block * UD_BLOCK_PAGES;
-    int young = 0, moved = 0;
+    int young = 0, moved = 0, hot = ud__a.knobs.smart_scan && ud__heat_holds(l->heads[block].flags);
     for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
         uint8_t s = l->states[base + i];
         if ((s & UD_PG_MASK) != UD_PG_VOLATILE)
             continue;
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift);
-        if (!ripe(s, m)) {
+        if (hot || !ripe(s, m)) {
             young = 1;
             continue;
         }
-        if (l->entries[base + i] == ud__pass.zero_digest && ud__a.knobs.use_zero_pages && in_plain_area(page))
+        if (zero_digest(l->entries[base + i]) && ud__a.knobs.use_zero_pages && in_plain_area(page))
             zero_add(page);
         l->states[base + i] = UD_PG_STABLE;
         moved = 1;
@@ -208,7 +211,7 @@ static void another_chance(uint32_t block)
 static void refresh(void)
 {
     struct ud__range present[64];
-    uint64_t pages = 0;
+    uint64_t pages = 0, huge = 0;
     for (size_t k = 0; k < ud__pass.space.count; k++) {
         const struct ud__area *a = &ud__pass.space.list[k];
         uint64_t at = a->start, known = a->start;
@@ -216,7 +219,9 @@ static void refresh(void)
             long n = ud__track_present(&at, a->end, present, 64, 0);
             for (long i = 0; i < n; i++) {
                 not_present(known, present[i].start);
-                pages += (present[i].end - present[i].start) >> ud__page_shift;
+                uint64_t found = (present[i].end - present[i].start) >> ud__page_shift;
+                pages += found;
+                huge += present[i].categories & UD__RANGE_HUGE ? found : 0;
                 known = present[i].end;
             }
             if (n < 0)
@@ -226,6 +231,7 @@ static void refresh(void)
             not_present(known, a->end);
     }
     ud__a.ledger.hdr->eligible_pages = pages;
+    ud__a.ledger.hdr->huge_pages = huge;
     for (uint32_t block = 0; block < ud__a.ledger.hdr->block_count; block++)
         if (ud__a.ledger.heads[block].vaddr)
             another_chance(block);

@@ -118,6 +118,17 @@ static void note_cpu(void)
         (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000 + atomic_load(&ud__helper_cpu_us);
 }
 
+/* At least so long a rest that what was spent since the last one is agent_cpu_permille of the time. */
+static uint64_t paced(uint64_t rest)
+{
+    static uint64_t before;
+    uint64_t now = ud__a.ledger.hdr->agent_cpu_us, permille = ud__a.knobs.agent_cpu_permille;
+    uint64_t spent = now > before ? now - before : 0; /* a new ledger begins at 0 */
+    before = now;
+    uint64_t least = permille && permille < 1000 ? spent * (1000 - permille) / permille : 0;
+    return rest > least ? rest : least;
+}
+
 /* Scans one slice and tells the merger. How long to rest then, in microseconds. */
 static uint64_t work(void)
 {
@@ -198,7 +209,7 @@ static void loop(void)
             retry = RETRY_US / 8;
             idle_us = 0;
         }
-        uint64_t rest = work();
+        uint64_t rest = paced(work());
         serve_until(ud__now_us() + rest);
     }
 }

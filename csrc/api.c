@@ -4,8 +4,10 @@
  * given everything back and is gone.
  * Fails: -errno as told in udedup.h.
  */
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include "internal.h"
 
@@ -60,6 +62,21 @@ int ud_leave(void)
     return r;
 }
 
+/* The kernel's way with holes: what is mapped gets the advice, and then ENOMEM is told. */
+static int mark_mapped(uint64_t start, uint64_t end, int kind)
+{
+    struct ud__maps maps;
+    struct ud__vma v;
+    int r = ud__maps_open(&maps, (int)ud__sys(__NR_getpid));
+    if (r < 0)
+        return -ENOMEM;
+    r = ud__maps_refresh(&maps);
+    for (uint64_t at = start; r == 0 && at < end && ud__maps_find(&maps, at, &v) == 0 && v.start < end; at = v.end)
+        r = ud__region_mark(v.start > start ? v.start : start, v.end < end ? v.end : end, kind);
+    ud__maps_close(&maps);
+    return r;
+}
+
 int ud_advise(void *addr, size_t len, int advice)
 {
     uint64_t start = ((uint64_t)addr + ud__page - 1) & ~(uint64_t)(ud__page - 1);
@@ -68,31 +85,78 @@ int ud_advise(void *addr, size_t len, int advice)
         return -EINVAL;
     if (start >= end)
         return 0; /* no whole page in it */
-    if (ud__sys(__NR_msync, start, end - start, MS_ASYNC) == -ENOMEM)
-        return -ENOMEM;
-    int r = ud__region_mark(start, end, advice == MERGEABLE ? UD__REG_MERGE : UD__REG_KEEP_OUT);
+    int kind = advice == MERGEABLE ? UD__REG_MERGE : UD__REG_KEEP_OUT;
+    int hole = ud__sys(__NR_msync, start, end - start, MS_ASYNC) == -ENOMEM;
+    int r = hole ? mark_mapped(start, end, kind) : ud__region_mark(start, end, kind);
+    if (r == 0 && advice == UNMERGEABLE && ud__merged_any(start, end))
+        r = ud__unmerge_range(start, end);
     if (r)
         return r;
-    if (advice == UNMERGEABLE && ud__merged_any(start, end))
-        return ud__unmerge_range(start, end);
     if (advice == MERGEABLE && ud__a.socket[0])
         ud__agent_start();
-    return 0;
+    return hole ? -ENOMEM : 0;
 }
 
-int ud_memory_merge_set(int on)
+/* ---- the whole process, as PR_SET_MEMORY_MERGE --------------------------------------------------------------
+ *
+ * The kernel's own flag is set along with ours: it alone outlives exec, and whatever else the program asks about it (smaps,
+ * ksm_merging_pages) is answered. A kernel before 6.4 has none: then a variable in the environment carries it over. */
+
+#define CARRIER "UDEDUP_MEMORY_MERGE"
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE 67
+#define PR_GET_MEMORY_MERGE 68
+#endif
+
+void ud__memory_merge_init(void)
 {
-    atomic_store(&ud__a.merge_any, on != 0);
-    if (on && ud__a.socket[0])
-        ud__agent_start();
+    const char *carried = getenv(CARRIER);
+    if (ud__sys(__NR_prctl, PR_GET_MEMORY_MERGE, 0, 0, 0, 0) == 1 || (carried && carried[0] == '1'))
+        atomic_store(&ud__a.merge_any, UD__MERGE_ALL);
+}
+
+static void tell_kernel(int on)
+{
+    if (ud__sys(__NR_prctl, PR_SET_MEMORY_MERGE, on, 0, 0, 0) != -EINVAL)
+        return;
+    if (on)
+        setenv(CARRIER, "1", 1);
+    else
+        unsetenv(CARRIER);
+}
+
+static int unmerge_all(void)
+{
     int r = 0;
-    for (uint64_t at = 0; !on && r == 0 && at < 1ull << 47; at += 1ull << 43) /* a piece counts pages in 32 bits */
+    for (uint64_t at = 0; r == 0 && at < 1ull << 47; at += 1ull << 43) /* a piece counts pages in 32 bits */
         if (ud__merged_any(at, at + (1ull << 43)))
             r = ud__unmerge_range(at, at + (1ull << 43));
     return r;
 }
 
-int ud_memory_merge_get(void) { return atomic_load(&ud__a.merge_any); }
+int ud_memory_merge_set(int on)
+{
+    int before = atomic_load(&ud__a.merge_any);
+    if (on) {
+        atomic_store(&ud__a.merge_any, UD__MERGE_ALL);
+        tell_kernel(1);
+        if (ud__a.socket[0])
+            ud__agent_start();
+        return 0;
+    }
+    if (before != UD__MERGE_ALL && ud__advised_only()) /* as the kernel: advised memory stays merged then */
+        return 0;
+    atomic_store(&ud__a.merge_any, UD__MERGE_ADVISED); /* before the rest: a batch asks in its hold */
+    ud__region_drop_merge();
+    int r = unmerge_all();
+    if (r == 0)
+        tell_kernel(0);
+    else
+        atomic_store(&ud__a.merge_any, before);
+    return r;
+}
+
+int ud_memory_merge_get(void) { return atomic_load(&ud__a.merge_any) == UD__MERGE_ALL; }
 
 const void *ud_ledger_address(void) { return ud__a.ledger.hdr; }
 

@@ -9,7 +9,7 @@
  */
 #include <fcntl.h>
 
-#include "internal.h"
+#include "pass.h"
 #include "trap.h"
 
 #define PIECES_MAX UD_MSG_MAX_RUNS
@@ -34,6 +34,8 @@ static const char *const cause_words[UD_CAUSE_COUNT] = {
     [UD_CAUSE_PINNED] = "asynchronous I/O",
     [UD_CAUSE_SHARED] = "another process runs on the same memory",
     [UD_CAUSE_HOLD_MASKED] = "ptrace refused, and a thread blocks SIGURG",
+    [UD_CAUSE_HUGE] = "part of a huge page",
+    [UD_CAUSE_NODE] = "the kernel does not tell the NUMA node (move_pages refused)",
 };
 
 void ud__note_cause(int cause, uint64_t pages)
@@ -247,10 +249,13 @@ static void merge_pieces(int fd, uint64_t inode, uint32_t n, const struct ud_run
                          struct ud_msg_result *res)
 {
     struct ud__job j = {.kind = UD__JOB_MERGE, .pieces = pieces, .npieces = n, .segfd = fd, .segment = inode,
-                        .ledger = &ud__a.ledger, .advised = ud__a.advised && !atomic_load(&ud__a.merge_any)};
+                        .ledger = &ud__a.ledger};
     dump_merged_pages();
     run_batches(&j);
     report(&j, res);
+    for (uint32_t i = 0; i < nruns; i++)
+        if (run_is_sane(&runs[i]))
+            ud__heat_merged(runs[i].vaddr, runs[i].npages);
     mark_refused(runs, nruns);
 }
 
@@ -263,7 +268,7 @@ void ud__plan_merge(const struct ud_msg_runs *m, int fd, struct ud_msg_result *r
         cause = UD_CAUSE_NOMEM;
     else if (fd < 0 || ud__segment_check(fd, &inode, &npages) || inode != m->segment)
         cause = UD_CAUSE_SEALS;
-    int kept = cause < 0 ? ud__segment_keep(fd, inode, npages) : -1;
+    int kept = cause < 0 ? ud__segment_keep(fd, inode, npages, m->node) : -1;
     if (cause < 0 && kept < 0)
         cause = UD_CAUSE_SEGMENT;
     else if (cause >= 0 && fd >= 0)
@@ -291,9 +296,13 @@ void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, in
     uint32_t npages = 0, slot = 0, n = 0;
     *out_fd = -1;
     for (uint32_t i = 0; i < m->nruns; i++)
-        if (!run_is_sane(&m->runs[i]) || m->runs[i].slot > 65536)
+        if (!run_is_sane(&m->runs[i]) || m->runs[i].slot > 65536 || m->node > UD_NODES)
             return;
+    if (m->node)
+        ud__node_prefer((int)m->node - 1);
     int fd = pieces_ready() ? -ENOMEM : ud__segment_make(m->runs, m->nruns, &inode, &npages);
+    if (m->node)
+        ud__node_prefer(-1);
     if (fd < 0) {
         for (uint32_t i = 0; i < m->nruns; i++)
             res->refused += m->runs[i].npages;
@@ -306,7 +315,7 @@ void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, in
         pieces[n++] = (struct ud__piece){r->vaddr, r->slot ? 1 : r->npages, slot};
         slot += r->slot ? r->slot : r->npages;
     }
-    fd = ud__segment_keep(fd, inode, npages);
+    fd = ud__segment_keep(fd, inode, npages, m->node);
     ud__a.ledger.hdr->pages_published += npages;
     merge_pieces(fd, inode, n, m->runs, m->nruns, res);
     res->segment = inode;
@@ -318,8 +327,7 @@ void ud__plan_zero(const struct ud__range *r, size_t n)
 {
     if (pieces_ready() || ud__a.knobs.run != 1)
         return;
-    struct ud__job j = {.kind = UD__JOB_ZERO, .pieces = pieces, .segfd = -1, .ledger = &ud__a.ledger,
-                        .advised = ud__a.advised && !atomic_load(&ud__a.merge_any)};
+    struct ud__job j = {.kind = UD__JOB_ZERO, .pieces = pieces, .segfd = -1, .ledger = &ud__a.ledger};
     for (size_t i = 0; i < n && i < PIECES_MAX; i++)
         pieces[j.npieces++] = (struct ud__piece){r[i].start, (uint32_t)((r[i].end - r[i].start) >> ud__page_shift), 0};
     run_batches(&j);

@@ -24,7 +24,7 @@ void ud__growth_init(uint64_t threshold)
 {
     ud__a.threshold = threshold;
     brk_start = (uintptr_t)ud__sys(__NR_brk, 0);
-    if (!ud__a.disabled && ud__a.socket[0] && !ud__a.advised)
+    if (!ud__a.disabled && ud__a.socket[0] && !ud__advised_only())
         atomic_store(&ud__brk_trigger, brk_start + threshold);
 }
 
@@ -36,7 +36,7 @@ static void start(void)
 
 void ud__growth_check(void)
 {
-    if (ud__a.disabled || ud__a.advised || !ud__a.socket[0] || atomic_load(&ud__a.state) != UD__AGENT_NONE)
+    if (ud__a.disabled || ud__advised_only() || !ud__a.socket[0] || atomic_load(&ud__a.state) != UD__AGENT_NONE)
         return;
     uintptr_t end = &__curbrk ? (uintptr_t)__curbrk : 0;
     int64_t heap = end > brk_start ? (int64_t)(end - brk_start) : 0;

@@ -23,6 +23,7 @@ struct ud_plan_conf {
     uint32_t short_delay;       /* ms without long matches before short runs are taken */
     uint32_t answer_timeout;    /* ms after which a silent agent no longer blocks the others */
     uint32_t dead_percent;      /* dead slots of the store that start a compaction; 0 = never */
+    uint32_t per_node;          /* 1: digests tell the NUMA node (ledger.h), and a segment holds pages of one */
 };
 
 struct ud_plan_out {
@@ -69,9 +70,11 @@ UD_API int ud_planner_leave(struct ud_planner *p, uint32_t sid, int64_t now);
 /* A copy of its ledger's header. */
 UD_API int ud_planner_header(struct ud_planner *p, uint32_t sid, struct ud_ledger_header *out);
 
-/* Checks the seals and size of the segment behind fd and digests its slots. Its id (the old one if
- * it is known), -EPERM, -EINVAL, -ENOMEM. *name gets the memfd's inode number. */
-UD_API int ud_planner_segment(struct ud_planner *p, int fd, uint64_t *name);
+/* Checks the seals and size of the segment behind fd and digests its slots. node: as in struct ud_msg_segment. Its id
+ * (the old one if it is known), -EPERM, -EINVAL, -ENOMEM. *name gets the memfd's inode number. */
+UD_API int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint64_t *name);
+/* The node that a PUBLISH asked for (+ 1); 0: any, or no such plan. */
+UD_API uint32_t ud_planner_plan_node(struct ud_planner *p, uint32_t sid, uint32_t plan);
 /* Forgets it: -EBUSY while a plan names it. */
 UD_API int ud_planner_drop(struct ud_planner *p, uint32_t gid);
 /* Id by name, 0 if unknown. */
@@ -99,6 +102,8 @@ UD_API int ud_planner_idle(struct ud_planner *p, int64_t now, uint32_t *gids, in
 /* Empties segments that are mostly dead, and those at which many runs are cut, as far as `most` pages of
  * memory may be used twice meanwhile. By the last count. Segments that are to be emptied. */
 UD_API int ud_planner_compact(struct ud_planner *p, uint64_t most, int64_t now);
+/* Pages that are to be published and were not asked for yet. */
+UD_API uint64_t ud_planner_queued(struct ud_planner *p);
 /* 1 if nothing is queued, waiting or outstanding. */
 UD_API int ud_planner_quiet(struct ud_planner *p);
 

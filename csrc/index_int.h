@@ -86,6 +86,7 @@ struct ud__segment {
     uint32_t id;
     uint64_t name;
     uint32_t npages, used, plans; /* plans: plans and ready runs that name it */
+    uint32_t node;                /* NUMA node of its pages + 1; 0: any, or not known */
     uint64_t *digests;
     uint64_t *map;  /* slots in use, by the last count */
     int64_t since;  /* when it was attached or last planned with */
@@ -97,7 +98,7 @@ struct ud__segment {
 };
 
 struct ud__plan {
-    uint32_t number, sid, gid;
+    uint32_t number, sid, gid, node;
     uint16_t type;
     bool late;
     uint32_t npages, nruns; /* npages: slots, for PUBLISH */

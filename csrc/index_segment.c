@@ -42,6 +42,8 @@ static int digest_slots(struct ud_planner *p, struct ud__segment *g, int fd)
             return got < 0 ? -errno : -EINVAL;
         ud_digest_pages(pages, n, p->page_size, p->conf.key, g->digests + slot);
     }
+    for (uint32_t i = 0; p->conf.per_node && g->node && i < g->npages; i++)
+        g->digests[i] = UD_WITH_NODE(g->digests[i], g->node - 1);
     return 0;
 }
 
@@ -77,7 +79,7 @@ static int free_id(struct ud_planner *p)
     return error ? error : (int)id;
 }
 
-int ud_planner_segment(struct ud_planner *p, int fd, uint64_t *name)
+int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint64_t *name)
 {
     struct stat st;
     int error = check(p, fd, &st);
@@ -93,7 +95,7 @@ int ud_planner_segment(struct ud_planner *p, int fd, uint64_t *name)
     struct ud__segment *g = calloc(1, sizeof(*g));
     if (!g)
         return -ENOMEM;
-    *g = (struct ud__segment){.id = (uint32_t)id, .name = st.st_ino, .npages = (uint32_t)((uint64_t)st.st_size / p->page_size)};
+    *g = (struct ud__segment){.id = (uint32_t)id, .name = st.st_ino, .npages = (uint32_t)((uint64_t)st.st_size / p->page_size), .node = node};
     error = digest_slots(p, g, fd);
     if (error) {
         free_segment(g);

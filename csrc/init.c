@@ -71,6 +71,8 @@ __attribute__((constructor)) static void come_up(void)
     ud__fork_init();
 #ifdef UD_TEST
     read_guards(getenv("UDEDUP_TEST_GUARDS"));
+    if (getenv("UDEDUP_TEST_NODES"))
+        ud__test_nodes((unsigned)atoi(getenv("UDEDUP_TEST_NODES")));
     gap_us = getenv("UDEDUP_TEST_DELAY_US") ? strtoull(getenv("UDEDUP_TEST_DELAY_US"), NULL, 10) : 0;
 #endif
     ud__a.preloaded = in_front_of_libc();
@@ -80,5 +82,7 @@ __attribute__((constructor)) static void come_up(void)
     give_back_stack_size(getenv("UDEDUP_STACK"));
     if (socket && strlen(socket) < sizeof ud__a.socket && ud__a.preloaded)
         strcpy(ud__a.socket, socket);
+    if (ud__a.preloaded)
+        ud__memory_merge_init();
     ud__growth_init(threshold ? strtoull(threshold, NULL, 10) : DEFAULT_THRESHOLD);
 }

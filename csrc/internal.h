@@ -254,7 +254,7 @@ struct ud__job {
     uint64_t scratch_len;
     uint64_t result;
     int no_hold;            /* DISCARD: the caller alone is concerned */
-    int advised;
+    int advised;            /* MERGE in mode trap: advised memory only, whatever the program said */
     long flags;             /* RELOCATE: mremap's */
     /* out */
     int cause_begin;        /* -1, or why nothing was done */
@@ -296,6 +296,7 @@ int ud__region_mark(uint64_t start, uint64_t end, int kind) UD_HIDDEN; /* async-
 /* 1 if [start, end) may be merged: not kept out, and in advised mode marked. *end is cut to where the answer holds. */
 int ud__region_allows(uint64_t start, uint64_t *end, int advised) UD_HIDDEN;
 int ud__region_any(uint64_t start, uint64_t end) UD_HIDDEN; /* 1 if a part of it may bear a mark */
+void ud__region_drop_merge(void) UD_HIDDEN; /* forgets all advice to merge; what is kept out stays out */
 void ud__region_unmap(uint64_t start, uint64_t end) UD_HIDDEN; /* forgets marks, as the kernel forgets a mapping's */
 void ud__region_forked(void) UD_HIDDEN;
 extern UD_HIDDEN atomic_uint ud__region_gen; /* raised by every mark */
@@ -330,13 +331,21 @@ struct ud__agent {
     atomic_int poke;       /* futex: wakes the agent while it has no merger */
     int resting;           /* long sleeps between passes: each may as well be thorough */
     int kicked;            /* somebody waits in settle: no idle backoff */
-    atomic_int merge_any;  /* PR_SET_MEMORY_MERGE */
+    atomic_int merge_any;  /* enum below */
     uint64_t max_maps;     /* vm.max_map_count */
     uint64_t heap_start;   /* of brk */
     uint64_t calm_us;      /* the agent sleeps so long before it begins */
 };
+enum { UD__MERGE_UNSAID = 0, UD__MERGE_ALL, UD__MERGE_ADVISED }; /* what PR_SET_MEMORY_MERGE said: nothing, 1, 0 */
 enum { UD__AGENT_NONE = 0, UD__AGENT_STARTING, UD__AGENT_RUNNING, UD__AGENT_ENDING };
 extern UD_HIDDEN struct ud__agent ud__a;
+/* Is nothing merged but what was advised? The program may change its mind in the midst of a plan: ask in the hold. */
+static inline int ud__advised_only(void)
+{
+    int said = atomic_load(&ud__a.merge_any);
+    return said == UD__MERGE_ADVISED || (said == UD__MERGE_UNSAID && ud__a.advised);
+}
+void ud__memory_merge_init(void) UD_HIDDEN; /* api.c: what the program before exec said */
 int ud__agent_start(void) UD_HIDDEN; /* async-signal-safe; 0, or -EALREADY */
 /* Ends the agent without unmerging anything, for a call that only a process with one thread may make. */
 void ud__agent_quit(void) UD_HIDDEN;
@@ -361,6 +370,7 @@ struct ud__range {
     uint64_t start, end;
     uint64_t categories;
 };
+#define UD__RANGE_HUGE 64u /* in categories: PAGE_IS_HUGE */
 int ud__track_open(void) UD_HIDDEN; /* enum ud_track_kind that works here */
 void ud__track_close(void) UD_HIDDEN;
 int ud__track_register(uint64_t start, uint64_t end) UD_HIDDEN;
@@ -371,6 +381,8 @@ long ud__track_untracked(uint64_t *at, uint64_t end, struct ud__range *out, size
 long ud__track_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
 /* Ranges of present anonymous pages in [*at, end) whatever their tracking. */
 long ud__track_present(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
+/* 1 if the page at start is part of a huge page. Either way *end is cut to where the answer holds. */
+int ud__track_huge(uint64_t start, uint64_t *end) UD_HIDDEN;
 /* out[i] = 1 if page i from vaddr on is mapped by this process alone. */
 int ud__track_exclusive(uint64_t vaddr, uint32_t npages, uint8_t *out) UD_HIDDEN;
 
@@ -387,16 +399,27 @@ void ud__link_forked(void) UD_HIDDEN;
 void ud__scan_resync(void) UD_HIDDEN; /* next slice compares the ledger with the mappings */
 void ud__scan_forget(void) UD_HIDDEN;  /* all digests are void: every page is looked at anew */
 
+/* ---- node.c: NUMA nodes ------------------------------------------------------------------------------------------------- */
+
+uint64_t ud__digest_mask(void) UD_HIDDEN; /* the bits of an entry that tell contents */
+/* merge_across_nodes 0: puts each page's node into its digest; gone[i] = 1 where it is not known. -EPERM: refused. */
+int ud__node_fold(const struct ud__range *r, size_t n, uint64_t *digests, uint8_t *gone) UD_HIDDEN;
+void ud__node_prefer(int node) UD_HIDDEN;
+#ifdef UD_TEST
+void ud__test_nodes(unsigned shift) UD_HIDDEN;
+#endif
+
 /* ---- segment.c, exec.c (plans) ------------------------------------------------------------------------------------------ */
 
 struct ud__segment {
     uint64_t inode;
     int fd;
     uint32_t npages;
+    uint32_t node; /* as in struct ud_msg_segment */
 };
 int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* seals, size: 0 or -errno */
 int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* fd */
-int ud__segment_keep(int fd, uint64_t inode, uint32_t npages) UD_HIDDEN; /* takes fd; the kept fd, or -errno */
+int ud__segment_keep(int fd, uint64_t inode, uint32_t npages, uint32_t node) UD_HIDDEN; /* takes fd; the kept fd, or -errno */
 void ud__segment_forget(uint64_t inode) UD_HIDDEN;
 const struct ud__segment *ud__segment_list(size_t *n) UD_HIDDEN;
 void ud__segment_reset(int close_all) UD_HIDDEN;

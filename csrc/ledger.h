@@ -40,10 +40,17 @@ enum ud_page_state {
 #define UD_REF_SEGMENT(ref) ((uint64_t)(ref) >> UD_SLOT_BITS)
 #define UD_REF_SLOT(ref) ((uint32_t)((ref) & ((1u << UD_SLOT_BITS) - 1)))
 
+/* With merge_across_nodes 0 a digest has the page's NUMA node in its top bits. */
+#define UD_NODE_SHIFT 54u
+#define UD_NODES (1u << (64 - UD_NODE_SHIFT))
+#define UD_NODE_DIGEST ((1ull << UD_NODE_SHIFT) - 1)
+#define UD_WITH_NODE(digest, node) (((uint64_t)(digest) & UD_NODE_DIGEST) | (uint64_t)(unsigned)(node) << UD_NODE_SHIFT)
+#define UD_NODE_OF(digest) ((unsigned)((uint64_t)(digest) >> UD_NODE_SHIFT))
+
 struct ud_block_head {
     uint64_t vaddr; /* first byte of the block; 0 = the block is free */
     uint32_t gen;   /* header.gen when an entry of the block last changed */
-    uint32_t flags; /* reserved */
+    uint32_t flags; /* the agent's own */
 };
 
 /* Why a planned merge did not happen: one counter each, and the names `stat` prints. */
@@ -64,6 +71,8 @@ enum ud_cause {
     UD_CAUSE_PINNED,      /* pages may be the target of DMA or asynchronous I/O */
     UD_CAUSE_SHARED,      /* another process runs on the same memory */
     UD_CAUSE_HOLD_MASKED, /* ptrace refused, and a thread blocks SIGURG */
+    UD_CAUSE_HUGE,        /* part of a huge page, and thp is keep */
+    UD_CAUSE_NODE,        /* the page's NUMA node is not known, and merge_across_nodes is 0 */
     UD_CAUSE_COUNT = 20
 };
 

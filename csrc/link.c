@@ -118,6 +118,7 @@ static int greet(void)
     if (ud__a.have_key) {
         hello.key[0] = ud__a.key[0];
         hello.key[1] = ud__a.key[1];
+        hello.flags = !ud__a.knobs.merge_across_nodes;
     }
     long got = ud__read_file(path, hello.comm, sizeof hello.comm);
     for (long i = 0; i < got; i++)
@@ -125,10 +126,19 @@ static int greet(void)
             hello.comm[i] = 0;
     int r = ud__link_send(&hello, UD_MSG_HELLO, sizeof hello, ud__a.ledger.fd);
     for (size_t i = 0; r == 0 && i < n; i++) {
-        struct ud_msg_segment m = {.segment = seg[i].inode, .npages = seg[i].npages};
+        struct ud_msg_segment m = {.segment = seg[i].inode, .npages = seg[i].npages, .node = seg[i].node};
         r = ud__link_send(&m, UD_MSG_SEGMENT, sizeof m, seg[i].fd);
     }
     return r;
+}
+
+static void take_key(const struct ud_msg_welcome *w)
+{
+    if (ud__a.have_key && (ud__a.key[0] != w->key[0] || ud__a.key[1] != w->key[1]))
+        ud__scan_forget(); /* old digests mean nothing to this merger */
+    ud__a.key[0] = w->key[0];
+    ud__a.key[1] = w->key[1];
+    ud__a.have_key = 1;
 }
 
 static int take_welcome(void)
@@ -144,11 +154,7 @@ static int take_welcome(void)
     const struct ud_msg_welcome *w = (const struct ud_msg_welcome *)inbox;
     if (n != sizeof *w || !well_formed(n) || w->msg.type != UD_MSG_WELCOME)
         return -EPROTO;
-    if (ud__a.have_key && (ud__a.key[0] != w->key[0] || ud__a.key[1] != w->key[1]))
-        ud__scan_forget(); /* old digests mean nothing to this merger */
-    ud__a.key[0] = w->key[0];
-    ud__a.key[1] = w->key[1];
-    ud__a.have_key = 1;
+    take_key(w);
     ud__a.knobs = w->knobs;
     ud__trap_apply(&ud__a.knobs);
     return 0;
@@ -179,9 +185,11 @@ static int answer(const struct ud_msg_runs *m, struct ud_msg_result *res, uint16
     return ud__link_send(res, type, sizeof *res, fd);
 }
 
-static void new_knobs(const struct ud_knobs *k)
+static void new_knobs(const struct ud_msg_welcome *w)
 {
+    const struct ud_knobs *k = &w->knobs;
     uint32_t before = ud__a.knobs.run;
+    take_key(w); /* a new one comes with merge_across_nodes */
     ud__a.knobs = *k;
     ud__trap_apply(k);
     if (k->run == 2 && before != 2)
@@ -220,7 +228,7 @@ static int dispatch(long n, int *fd)
     case UD_MSG_KNOBS:
         if (n != sizeof(struct ud_msg_welcome))
             return -EPROTO;
-        new_knobs(&((const struct ud_msg_welcome *)inbox)->knobs);
+        new_knobs((const struct ud_msg_welcome *)inbox);
         return 0;
     case UD_MSG_KICK:
         ud__a.kicked = 3;

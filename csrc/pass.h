@@ -6,7 +6,7 @@
 
 #define UD__PARITY 8u     /* in a VOLATILE page's state: odd or even pass set it */
 #define UD__EPOCH_SHIFT 4 /* and two bits of the second it was set in */
-#define UD__BLOCK_YOUNG 1u /* in a block head's flags: it has VOLATILE pages to age */
+#define UD__BLOCK_YOUNG 1u /* in a block head's flags: it has VOLATILE pages to age. The rest is heat.c's */
 
 struct ud__pass {
     struct ud__space space;
@@ -34,5 +34,11 @@ static inline uint8_t ud__epoch(void) { return (uint8_t)((ud__pass.began_us >> 2
 int ud__pass_take(uint64_t start, uint64_t end, int written) UD_HIDDEN;
 int ud__pass_flush(void) UD_HIDDEN;
 void ud__pass_end(void) UD_HIDDEN; /* age.c */
+
+
+/* heat.c: what splits soon after its merge must be left alone for longer before the next one. */
+void ud__heat_merged(uint64_t vaddr, uint64_t pages) UD_HIDDEN; /* a plan was carried out there */
+void ud__heat_split(uint64_t page) UD_HIDDEN;                   /* a merged page was written */
+int ud__heat_holds(uint32_t flags) UD_HIDDEN;                   /* 1: volatile pages of this block are not candidates yet */
 
 #endif

@@ -206,6 +206,12 @@ struct ud__plan *ud__plan_find(struct ud_planner *p, uint32_t sid, uint32_t numb
     return NULL;
 }
 
+uint32_t ud_planner_plan_node(struct ud_planner *p, uint32_t sid, uint32_t number)
+{
+    const struct ud__plan *plan = ud__plan_find(p, sid, number);
+    return plan ? plan->node : 0;
+}
+
 void ud__plan_end(struct ud_planner *p, struct ud__plan *plan)
 {
     struct ud__session *s = ud__session(p, plan->sid);
@@ -361,6 +367,8 @@ uint32_t ud_planner_due(struct ud_planner *p, int64_t now)
     }
     return 0;
 }
+
+uint64_t ud_planner_queued(struct ud_planner *p) { return p->queued; }
 
 int ud_planner_quiet(struct ud_planner *p)
 {

@@ -91,6 +91,7 @@ int ud__make_merge(struct ud_planner *p, struct ud__session *s, int64_t now, str
     g->plans++;
     s->merges++;
     m->segment = g->name;
+    m->node = g->node;
     uint32_t bytes = (uint32_t)(sizeof(*m) + m->nruns * sizeof(struct ud_run));
     m->msg = (struct ud_msg){UD_WIRE_MAGIC, UD_MSG_MERGE, UD_WIRE_VERSION, bytes, plan->number};
     *out = (struct ud_plan_out){s->id, g->id, bytes, plan->number};

@@ -1,7 +1,7 @@
 /* plan_publish.c: which pages go to the store next, and in which order.
  *
  * Guarantees: longest runs first, in the owner's address order, packed into one segment of at most
- * conf.segment_pages; at most conf.outstanding_pages asked for and not answered in the domain.
+ * conf.segment_pages, of one NUMA node where nodes matter; at most conf.outstanding_pages asked for and not answered in the domain.
  * Fails: pages that stopped being candidates leave the queue, and who waited for them is told.
  */
 #include <errno.h>
@@ -16,6 +16,7 @@ struct draft {
     struct ud_msg_runs *msg;
     struct ud__run *runs;
     uint32_t nruns, npages, room;
+    uint32_t node; /* of all its pages + 1; 0: any */
     bool dropped;
 };
 
@@ -55,15 +56,20 @@ static void unqueue(struct ud_planner *p, struct ud__session *s, uint32_t page)
     p->queued--;
 }
 
-static bool still_good(struct ud_planner *p, struct ud__session *s, uint32_t page)
+/* Is the page still a candidate? *node: its NUMA node + 1, or 0 where nodes do not matter. */
+static bool still_good(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t *node)
 {
     uint64_t digest;
-    return ud__ledger_vaddr(s, page, p->page_size) && ud__digest_of(p, s, page, &digest);
+    if (!ud__ledger_vaddr(s, page, p->page_size) || !ud__digest_of(p, s, page, &digest))
+        return false;
+    *node = p->conf.per_node ? UD_NODE_OF(digest) + 1 : 0;
+    return true;
 }
 
-static void add_run(struct ud_planner *p, struct ud__session *s, struct draft *d, struct ud__run run)
+static void add_run(struct ud_planner *p, struct ud__session *s, struct draft *d, struct ud__run run, uint32_t node)
 {
     struct ud_msg_runs *m = d->msg;
+    d->node = node;
     uint64_t vaddr = ud__ledger_vaddr(s, run.page, p->page_size);
     struct ud_run *last = m->nruns ? &m->runs[m->nruns - 1] : NULL;
     if (last && !run.copies && !last->slot && last->vaddr + last->npages * p->page_size == vaddr)
@@ -79,13 +85,15 @@ static void take_tiles(struct ud_planner *p, struct ud__session *s, struct draft
 {
     while (s->tile_count && d->nruns < UD_MSG_MAX_RUNS) {
         struct ud__tile tile = s->tiles[s->tile_count - 1];
-        if (d->npages && d->npages + tile.copies > d->room)
+        uint32_t node = 0;
+        bool good = still_good(p, s, tile.page, &node);
+        if (d->npages && (d->npages + tile.copies > d->room || (good && node != d->node)))
             return;
         s->tile_count--;
         s->queued--;
         p->queued--;
-        if (still_good(p, s, tile.page)) {
-            add_run(p, s, d, (struct ud__run){tile.page, 1, 0, tile.copies});
+        if (good) {
+            add_run(p, s, d, (struct ud__run){tile.page, 1, 0, tile.copies}, node);
         } else {
             ud__claim(s, tile.page, 1, false);
             d->dropped = true;
@@ -93,18 +101,22 @@ static void take_tiles(struct ud_planner *p, struct ud__session *s, struct draft
     }
 }
 
-/* Length of the queued run at page, up to max; pages that are candidates no more leave the queue. */
-static uint32_t queued_run(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t max, struct draft *d)
+/* Length of the queued run at page, up to max, all on one *node; pages that are candidates no more leave the queue. */
+static uint32_t queued_run(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t max, struct draft *d,
+                           uint32_t *node)
 {
-    uint32_t n = 0;
+    uint32_t n = 0, mine;
     while (n < max && ud__in_use(s, page + n) && ud__bit(s->queue, page + n)) {
-        if (!still_good(p, s, page + n)) {
+        if (!still_good(p, s, page + n, &mine)) {
             unqueue(p, s, page + n);
             ud__claim(s, page + n, 1, false);
             ud__put_off(s, page + n, 0, false);
             d->dropped = true;
             break;
         }
+        if (n && mine != *node)
+            break;
+        *node = mine;
         n++;
         if (!ud__ledger_follows(s, page + n - 1, p->page_size))
             break;
@@ -121,11 +133,11 @@ static void take_runs(struct ud_planner *p, struct ud__session *s, struct draft 
             uint32_t room = d->room - d->npages;
             if (!room || d->nruns >= UD_MSG_MAX_RUNS)
                 return;
-            uint32_t n = queued_run(p, s, page + i, room, d);
-            if (n && (n >= least || n == room)) {
+            uint32_t node = 0, n = queued_run(p, s, page + i, room, d, &node);
+            if (n && (n >= least || n == room) && (!d->nruns || node == d->node)) {
                 for (uint32_t k = 0; k < n; k++)
                     unqueue(p, s, page + i + k);
-                add_run(p, s, d, (struct ud__run){page + i, n, 0, 0});
+                add_run(p, s, d, (struct ud__run){page + i, n, 0, 0}, node);
             }
             i += n ? n : 1;
         }
@@ -177,6 +189,7 @@ static int finish(struct ud_planner *p, struct ud__session *s, struct draft *d, 
     qsort(plan->runs, d->nruns, sizeof(*plan->runs), by_page);
     plan->nruns = d->nruns;
     plan->npages = d->npages;
+    plan->node = d->msg->node = d->node;
     note_promises(p, s, plan);
     p->outstanding += d->npages;
     s->publishes++;

@@ -99,6 +99,21 @@ int ud__region_mark(uint64_t start, uint64_t end, int kind)
     return r;
 }
 
+void ud__region_drop_merge(void)
+{
+    ud__busy_enter();
+    uint64_t mask = lock();
+    atomic_fetch_add(&ud__region_gen, 1);
+    int n = 0, have = atomic_load(&count);
+    for (int i = 0; i < have; i++)
+        if (list[i].kind != UD__REG_MERGE)
+            list[n++] = list[i];
+    atomic_store(&count, n);
+    atomic_fetch_add(&ud__region_gen, 1);
+    unlock(mask);
+    ud__busy_leave();
+}
+
 /* The first region that ends above `start`: its index, or the count. */
 static int first_above(uint64_t start)
 {

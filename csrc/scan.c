@@ -47,8 +47,10 @@ static void judge(uint64_t page, uint64_t digest, int written)
 {
     uint64_t entry = 0;
     uint8_t old = ud__page_state(&ud__a.ledger, page, &entry) & UD_PG_MASK;
-    if (old == UD_PG_MERGED)
+    if (old == UD_PG_MERGED) {
         ud__a.ledger.hdr->pages_split++;
+        ud__heat_split(page);
+    }
     int same = entry == digest && (old == UD_PG_VOLATILE || old == UD_PG_STABLE || old == UD_PG_REFUSED);
     if (written || !same) {
         set(page, (uint8_t)(UD_PG_VOLATILE | ud__parity() | ud__epoch()), digest);
@@ -64,6 +66,8 @@ int ud__pass_flush(void)
     if (!todo_count)
         return 0;
     int r = ud__reader_digest(b->todo, todo_count, b->digest, b->gone);
+    if (ud__node_fold(b->todo, todo_count, b->digest, b->gone))
+        ud__note_cause(UD_CAUSE_NODE, todo_pages);
     size_t k = 0;
     for (size_t i = 0; i < todo_count; i++)
         for (uint64_t page = b->todo[i].start; page < b->todo[i].end; page += ud__page, k++)
@@ -145,7 +149,7 @@ int ud__pass_take(uint64_t start, uint64_t end, int written)
             ((struct ud__area *)a)->seen++; /* it has pages of its own: worth tracking from now on */
         while (at < to) {
             uint64_t piece = to;
-            if (ud__region_allows(at, &piece, ud__a.advised && !atomic_load(&ud__a.merge_any))) {
+            if (ud__region_allows(at, &piece, ud__advised_only())) {
                 int r = take_exclusive(at, piece, written);
                 if (r)
                     return r;
@@ -158,17 +162,11 @@ int ud__pass_take(uint64_t start, uint64_t end, int written)
 
 static int take_ranges(long n, int written)
 {
-    uint64_t huge = 0;
     for (long i = 0; i < n; i++) {
-        int is_huge = (b->ranges[i].categories & 64) != 0;
-        huge += is_huge ? (b->ranges[i].end - b->ranges[i].start) >> ud__page_shift : 0;
-        if (is_huge && !ud__a.knobs.thp_split)
-            continue;
         int r = ud__pass_take(b->ranges[i].start, b->ranges[i].end, written);
         if (r)
             return r;
     }
-    ud__a.ledger.hdr->huge_pages = huge;
     return ud__pass_flush();
 }
 

@@ -152,7 +152,7 @@ int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode,
     return (int)fd;
 }
 
-int ud__segment_keep(int fd, uint64_t inode, uint32_t npages)
+int ud__segment_keep(int fd, uint64_t inode, uint32_t npages, uint32_t node)
 {
     for (size_t i = 0; i < nkept; i++)
         if (kept[i].inode == inode) {
@@ -169,7 +169,7 @@ int ud__segment_keep(int fd, uint64_t inode, uint32_t npages)
         __builtin_memmove(kept, kept + 1, (SEGMENTS_MAX - 1) * sizeof *kept);
         nkept--;
     }
-    kept[nkept++] = (struct ud__segment){inode, fd, npages};
+    kept[nkept++] = (struct ud__segment){inode, fd, npages, node};
     return fd;
 }
 

@@ -8,7 +8,7 @@
  * Guarantees: a page written after it was told is told again. A page is armed before it is digested, so
  * a write after the digest shows in the next pass.
  * Fails: ud__track_open says UD_TRACK_DIGEST where the kernel (< 6.7) or a seccomp filter refuses; then every
- * present page is told in every pass. Without PAGEMAP_SCAN the pagemap itself is read.
+ * present page is told in every pass. Without PAGEMAP_SCAN the pagemap itself is read, and huge pages look like others.
  */
 #include <fcntl.h>
 #include <sys/ioctl.h>
@@ -92,13 +92,16 @@ int ud__track_register(uint64_t start, uint64_t end)
     return r;
 }
 
+/* thp keep: huge pages are not told, nor write-protected, which would cut those that a scan ends in. */
+static uint64_t left_alone(void) { return FILE_PAGE | PFNZERO | (ud__a.knobs.thp ? 0 : HUGE); }
+
 long ud__track_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages)
 {
     if (uffd < 0) {
         *at = end;
         return 0;
     }
-    return scan(at, end, WP_MATCHING, WRITTEN | PRESENT, FILE_PAGE | PFNZERO, out, cap, max_pages);
+    return scan(at, end, WP_MATCHING, WRITTEN | PRESENT, left_alone(), out, cap, max_pages);
 }
 
 /* Without PAGEMAP_SCAN: 8 bytes a page; bit 63 present, bit 61 file or shared. */
@@ -141,7 +144,18 @@ long ud__track_untracked(uint64_t *at, uint64_t end, struct ud__range *out, size
 {
     if (!have_scan)
         return present_by_pagemap(at, end, out, cap, max_pages);
-    return scan(at, end, 0, PRESENT, FILE_PAGE | PFNZERO | WPALLOWED, out, cap, max_pages);
+    return scan(at, end, 0, PRESENT, left_alone() | WPALLOWED, out, cap, max_pages);
+}
+
+int ud__track_huge(uint64_t start, uint64_t *end)
+{
+    struct ud__range one;
+    uint64_t at = start;
+    if (!have_scan || scan(&at, *end, 0, PRESENT | HUGE, FILE_PAGE, &one, 1, 0) <= 0)
+        return 0;
+    int in_it = one.start <= start;
+    *end = in_it ? one.end : one.start;
+    return in_it;
 }
 
 int ud__track_exclusive(uint64_t vaddr, uint32_t npages, uint8_t *out)

@@ -25,7 +25,7 @@
 #include "ledger.h"
 
 #define UD_WIRE_MAGIC 0x55444544u
-#define UD_WIRE_VERSION 1u
+#define UD_WIRE_VERSION 2u
 #define UD_MSG_MAX 65536u
 
 enum ud_msg_type {
@@ -61,12 +61,14 @@ struct ud_knobs {
     uint32_t max_page_sharing; /* tiles: copies of one uniform page in a row */
     uint32_t freeze_max_us;
     uint32_t min_run;          /* shortest run worth a mapping, pages */
-    uint32_t thp_split;        /* 1 split huge pages, 0 leave them */
+    uint32_t thp;              /* 1 split huge pages, 0 keep them */
     uint32_t vma_share;        /* percent of max_map_count merging may use (33) */
     uint32_t mode;             /* 0 stop, 1 trap */
     uint32_t split;            /* 0 kernel, 1 trap */
     uint32_t idle_millisecs;   /* longest sleep when nothing changes */
-    uint32_t reserved[19];
+    uint32_t merge_across_nodes; /* 0 merges pages of one NUMA node only */
+    uint32_t agent_cpu_permille; /* of one core, an agent may use at most; 1000: no bound */
+    uint32_t reserved[17];
 };
 
 struct ud_msg_hello {
@@ -75,7 +77,7 @@ struct ud_msg_hello {
     uint32_t page_shift;
     uint64_t key[2];   /* digest key in use, 0 if none yet */
     uint32_t segments; /* SEGMENT messages that follow */
-    uint32_t flags;    /* reserved */
+    uint32_t flags;    /* 1: digests under this key have a NUMA node in them (merge_across_nodes 0) */
     char comm[16];
 };
 
@@ -89,7 +91,7 @@ struct ud_msg_segment { /* also FORGET */
     struct ud_msg msg;
     uint64_t segment; /* inode number of the memfd: the segment's name everywhere */
     uint32_t npages;
-    uint32_t flags;
+    uint32_t node; /* SEGMENT: NUMA node of its pages + 1; 0: any, or not known */
 };
 
 struct ud_msg_pass {
@@ -109,7 +111,7 @@ struct ud_msg_runs {
     struct ud_msg msg;
     uint64_t segment; /* MERGE: whose slots; else 0 */
     uint32_t nruns;   /* UNMERGE: 0 = everything */
-    uint32_t flags;
+    uint32_t node;    /* PUBLISH, MERGE: NUMA node of the segment + 1; 0: any */
     struct ud_run runs[];
 };
 #define UD_MSG_MAX_RUNS 3000u

@@ -17,7 +17,7 @@ from support import COMMAND, mergers, wait_gone
 
 #: Tests that wait for something to come about: on a busy machine they may run out of patience once.
 #: Never the tests of safety (hazards, torture, trap, model, c): those must not fail even once.
-PATIENT = {"bench", "cli", "examples", "integration", "unit", "watch"}
+PATIENT = {"bench", "cli", "examples", "integration", "ksm", "unit", "watch"}
 
 _SIGNALS = {
     signal.SIGINT: signal.default_int_handler,

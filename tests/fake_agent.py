@@ -95,11 +95,16 @@ class FakeProcess:
         at = self._place(vaddr)
         return int(self._states[at]), int(self._entries[at])
 
-    def write(self, vaddr: int, contents: Iterable[bytes], state: int = lib.UD_PG_STABLE) -> None:
-        """Fills pages and notes their digests as candidates (or as `state`)."""
+    def write(
+        self, vaddr: int, contents: Iterable[bytes], state: int = lib.UD_PG_STABLE, node: int | None = None
+    ) -> None:
+        """Fills pages and notes their digests as candidates (or `state`), with a NUMA node if told."""
         for i, content in enumerate(contents):
             self.memory[vaddr + i * PAGE] = content
-            self.set(vaddr + i * PAGE, state, digest(content, self.key))
+            entry = digest(content, self.key)
+            if node is not None:
+                entry = entry & (1 << lib.UD_NODE_SHIFT) - 1 | node << lib.UD_NODE_SHIFT
+            self.set(vaddr + i * PAGE, state, entry)
 
     def end_pass(self) -> None:
         self.header.gen += 1
@@ -160,6 +165,11 @@ def runs(message: bytes) -> list[tuple[int, int, int]]:
     return [struct.unpack_from("=QII", message, wire.HEADER.size + 16 + 16 * i) for i in range(count)]
 
 
+def node_of(message: bytes) -> int:
+    """NUMA node + 1 of a PUBLISH or MERGE, 0 for any."""
+    return int(struct.unpack_from("=QII", message, wire.HEADER.size)[2])
+
+
 def header_of(message: bytes) -> tuple[int, int]:
     """Type and plan."""
     _, kind, _, _, plan = wire.HEADER.unpack_from(message)
@@ -196,7 +206,7 @@ class Bench:
             process = self.processes[plan.sid]
             if kind == wire.PUBLISH:
                 fd, name, npages = process.publish(plan.data)
-                gid, real = self.planner.segment(fd)
+                gid, real = self.planner.segment(fd, self.planner.plan_node(plan.sid, number))
                 assert real == name and self.planner.segment_info(gid).npages == npages
                 self.fds[gid] = fd
                 self.planner.published(plan.sid, number, gid)

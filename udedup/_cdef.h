@@ -31,6 +31,7 @@ long ud_probe_park(void);
 #define UD_BLOCK_PAGES ...
 #define UD_SLOT_BITS ...
 #define UD_FREEZE_BUCKETS ...
+#define UD_NODE_SHIFT ...
 
 enum ud_page_state {
     UD_PG_NONE, UD_PG_VOLATILE, UD_PG_STABLE, UD_PG_MERGED, UD_PG_ZERO, UD_PG_SHARED, UD_PG_REFUSED, ...
@@ -38,7 +39,8 @@ enum ud_page_state {
 enum ud_cause {
     UD_CAUSE_CHANGED, UD_CAUSE_GONE, UD_CAUSE_STACK, UD_CAUSE_LOCKED, UD_CAUSE_VMAS, UD_CAUSE_NOMEM,
     UD_CAUSE_BUSY, UD_CAUSE_HOLD_DEADLINE, UD_CAUSE_HOLD_TRACED, UD_CAUSE_HOLD_REFUSED, UD_CAUSE_SYSCALL,
-    UD_CAUSE_SEALS, UD_CAUSE_SEGMENT, UD_CAUSE_PINNED, UD_CAUSE_SHARED, UD_CAUSE_HOLD_MASKED, UD_CAUSE_COUNT, ...
+    UD_CAUSE_SEALS, UD_CAUSE_SEGMENT, UD_CAUSE_PINNED, UD_CAUSE_SHARED, UD_CAUSE_HOLD_MASKED, UD_CAUSE_HUGE, UD_CAUSE_NODE,
+    UD_CAUSE_COUNT, ...
 };
 
 struct ud_block_head {
@@ -84,7 +86,8 @@ struct ud_msg {
 
 struct ud_knobs {
     uint32_t run, pages_to_scan, sleep_millisecs, use_zero_pages, smart_scan, max_page_sharing;
-    uint32_t freeze_max_us, min_run, thp_split, vma_share, mode, split, idle_millisecs;
+    uint32_t freeze_max_us, min_run, thp, vma_share, mode, split, idle_millisecs, merge_across_nodes;
+    uint32_t agent_cpu_permille;
     ...;
 };
 
@@ -105,7 +108,7 @@ struct ud_msg_welcome {
 struct ud_msg_segment {
     struct ud_msg msg;
     uint64_t segment;
-    uint32_t npages, flags;
+    uint32_t npages, node;
 };
 
 struct ud_msg_pass {
@@ -122,7 +125,7 @@ struct ud_run {
 struct ud_msg_runs {
     struct ud_msg msg;
     uint64_t segment;
-    uint32_t nruns, flags;
+    uint32_t nruns, node;
     struct ud_run runs[];
 };
 
@@ -163,6 +166,7 @@ struct ud_plan_conf {
     uint32_t short_delay;
     uint32_t answer_timeout;
     uint32_t dead_percent;
+    uint32_t per_node;
 };
 
 struct ud_plan_out {
@@ -207,7 +211,8 @@ int ud_planner_leave(struct ud_planner *p, uint32_t sid, int64_t now);
 
 int ud_planner_header(struct ud_planner *p, uint32_t sid, struct ud_ledger_header *out);
 
-int ud_planner_segment(struct ud_planner *p, int fd, uint64_t *name);
+int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint64_t *name);
+uint32_t ud_planner_plan_node(struct ud_planner *p, uint32_t sid, uint32_t plan);
 
 int ud_planner_drop(struct ud_planner *p, uint32_t gid);
 
@@ -231,6 +236,8 @@ int ud_planner_session_counts(struct ud_planner *p, uint32_t sid, struct ud_plan
 int ud_planner_idle(struct ud_planner *p, int64_t now, uint32_t *gids, int cap);
 
 int ud_planner_compact(struct ud_planner *p, uint64_t most, int64_t now);
+
+uint64_t ud_planner_queued(struct ud_planner *p);
 
 int ud_planner_quiet(struct ud_planner *p);
 

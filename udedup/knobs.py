@@ -12,11 +12,13 @@ RANGES: dict[str, tuple[int, int]] = {
     "max_page_sharing": (2, 2**31 - 1),
     "freeze_max_us": (1, 2**31 - 1),
     "min_run": (1, 2**16),
-    "thp_split": (0, 1),
+    "thp": (0, 1),
     "vma_share": (0, 90),
     "mode": (0, 1),
     "split": (0, 1),
     "idle_millisecs": (0, 2**31 - 1),
+    "merge_across_nodes": (0, 1),
+    "agent_cpu_permille": (1, 1000),
     "advisor_mode": (0, 2),
     "advisor_max_cpu": (1, 10000),
     "advisor_target_scan_time": (1, 2**31 - 1),
@@ -27,6 +29,7 @@ RANGES: dict[str, tuple[int, int]] = {
 WORDS: dict[str, dict[str, int]] = {
     "mode": {"stop": 0, "trap": 1},
     "split": {"kernel": 0, "trap": 1},
+    "thp": {"keep": 0, "split": 1},
     "advisor_mode": {"none": 0, "scan-time": 1, "cpu": 2},
 }
 
@@ -43,8 +46,15 @@ def parse_value(knob: str, text: str) -> int:
     except ValueError:
         number = low - 1
     if not low <= number <= high:
-        raise UdedupError(f"bad value {text!r} for {knob}; it takes a whole number from {low} to {high}")
+        words = f"{', '.join(WORDS[knob])} or " if knob in WORDS else ""
+        takes = f"{words}a whole number from {low} to {high}"
+        raise UdedupError(f"bad value {text!r} for {knob}; it takes {takes}")
     return number
+
+
+def show_value(knob: str, number: int) -> str:
+    """How `number` is written for `knob`: the word where it has one, as parse_value takes it."""
+    return next((word for word, value in WORDS.get(knob, {}).items() if value == number), str(number))
 
 
 def parse_assignment(text: str) -> tuple[str, int]:

@@ -252,7 +252,7 @@ def _thp() -> Finding:
     if chosen == "always":
         return Finding(
             "transparent huge pages", None, False, "always: merging splits huge pages",
-            "set the knob thp_split to 0 to leave huge pages whole",
+            "`udedup set thp keep` leaves huge pages whole",
         )  # fmt: skip
     return Finding("transparent huge pages", None, False, chosen)
 

@@ -63,6 +63,9 @@ def test_get_and_set(sleeper: subprocess.Popen[str], udedup: Run) -> None:
     assert udedup("get", "--domain", "v", "run").stdout == "1\n"
     assert udedup("set", "--domain", "v", "sleep_millisecs", "77").returncode == 0
     assert udedup("get", "--domain", "v", "sleep_millisecs").stdout == "77\n"
+    assert udedup("set", "--domain", "v", "thp", "keep").returncode == 0
+    assert udedup("get", "--domain", "v", "thp").stdout == "keep\n"
+    assert "\nadvisor_mode none\n" in udedup("get", "--domain", "v").stdout
     knobs = json.loads(udedup("get", "--domain", "v", "--json").stdout)
     assert knobs["sleep_millisecs"] == 77 and knobs["run"] == 1
     for arguments in (("set", "nosuch", "1"), ("set", "run", "7"), ("get", "nosuch")):

@@ -10,9 +10,7 @@ import contextlib
 import itertools
 import os
 import random
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +18,6 @@ from pathlib import Path
 
 import pytest
 from hazards.lab import NOT_MERGED, Lab
-
-CSRC = Path(__file__).parents[2] / "csrc"
 
 #: guard -> (test in c/races.c, gap in microseconds)
 RACES = {
@@ -43,27 +39,6 @@ TRAP = {
     "UDEDUP_MODE": "trap", "UDEDUP_SPLIT": "kernel", "UDEDUP_REGIONS": "advised", "HZ_ADVISE": "1",
     "UDEDUP_TEST_DELAY_US": "3000",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def test_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """libudedup.so with guards that can be switched off."""
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake is not installed")
-    where = tmp_path_factory.mktemp("udtest")
-    configure = ["cmake", "-S", str(CSRC), "-B", str(where), "-DUD_PYTHON=OFF", "-DCMAKE_C_FLAGS=-DUD_TEST"]
-    for command in (configure, ["cmake", "--build", str(where), "--target", "libudedup", "-j2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return next(where.rglob("libudedup.so"))
-
-
-@pytest.fixture
-def racing(lab: Lab, test_library: Path) -> Iterator[Lab]:
-    before = lab.library
-    lab.library = test_library
-    yield lab
-    lab.library = before
 
 
 @pytest.mark.parametrize("guard", RACES)

@@ -16,6 +16,7 @@ class Host:
         self.cost = seconds_per_page
         self.cpu_us = 0.0
         self.changes = 0
+        self.obeys = False  # agent_cpu_permille, as agents do
         self.ended = SimpleNamespace(counts={"agent_cpu_us": 0})
         self.planner = SimpleNamespace(
             header=lambda sid: SimpleNamespace(agent_cpu_us=int(self.cpu_us)),
@@ -35,6 +36,7 @@ class Host:
         shares = []
         for now in range(seconds):
             spent = self.cost * self.settings["pages_to_scan"]
+            spent = min(spent, self.settings["agent_cpu_permille"] / 1000) if self.obeys else spent
             self.cpu_us += spent * 1e6
             shares.append(100 * spent)
             self.advisor.tick(float(now))
@@ -78,3 +80,21 @@ def test_off_it_changes_nothing() -> None:
     host = Host(advisor.OFF, seconds_per_page=1.0)
     host.run(10)
     assert host.changes == 0 and host.advisor.wait(0) is None
+
+
+def test_agents_rest_longer_once_the_share_was_exceeded() -> None:
+    host = Host(advisor.CPU, seconds_per_page=1 / 1000)
+    host.obeys = True
+    host.settings.apply({"advisor_max_cpu": 20})
+    shares = host.run(60)
+    assert all(share <= 20 for share in shares[2:]) and shares[-1] >= 10, shares
+    host.cost = 1e-9  # it costs next to nothing any more: the bound goes, then the slices grow
+    host.run(40)
+    assert host.settings["agent_cpu_permille"] == 1000
+    assert host.settings["pages_to_scan"] == host.settings["advisor_max_pages_to_scan"]
+
+
+def test_the_bound_goes_with_the_advisor() -> None:
+    settings = Settings()
+    settings.apply({"advisor_mode": advisor.CPU, "agent_cpu_permille": 5})
+    assert settings.checked({"advisor_mode": 0})["agent_cpu_permille"] == 1000

@@ -6,14 +6,25 @@ from pathlib import Path
 import pytest
 
 from udedup.errors import UdedupError
-from udedup.knobs import RANGES, parse_assignment, parse_value
+from udedup.knobs import RANGES, WORDS, parse_assignment, parse_value, show_value
 
 
 def test_values() -> None:
     assert parse_value("run", "2") == 2
     assert parse_value("mode", "trap") == 1
     assert parse_value("split", "kernel") == 0
+    assert parse_value("thp", "keep") == parse_value("thp", "0") == 0
+    assert parse_value("thp", "split") == 1
     assert parse_assignment("sleep_millisecs=20") == ("sleep_millisecs", 20)
+
+
+def test_words_are_read_as_they_are_written() -> None:
+    for knob, words in WORDS.items():
+        for word, number in words.items():
+            assert show_value(knob, number) == word and parse_value(knob, word) == number
+    assert show_value("run", 2) == "2"
+    with pytest.raises(UdedupError, match="it takes keep, split or a whole number from 0 to 1"):
+        parse_value("thp", "both")
 
 
 @pytest.mark.parametrize("text", ["run=3", "run=-1", "run=x", "run=", "run", "nosuch=1", "=1", "run=1.5"])

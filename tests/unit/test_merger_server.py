@@ -353,3 +353,24 @@ def _answers(merger: Merger) -> bool:
         return merger.stat()["processes"] == []
     except UdedupError:
         return False
+
+
+def test_merge_across_nodes_changes_only_while_nothing_is_merged(merger: Merger) -> None:
+    agents = pool(merger, 2, [page(i) for i in range(1, 65)])
+    with Client(merger.domain) as client:
+        with pytest.raises(UdedupError, match="cannot change while pages are merged; set run to 2 first"):
+            client.request("set", knobs={"merge_across_nodes": 0})
+        client.request("set", knobs={"merge_across_nodes": 1})  # no change
+        assert client.request("get")["merge_across_nodes"] == 1
+        client.request("set", knobs={"run": 2})
+        key = agents[0].process.key
+        for agent in agents:
+            agent.serve(0.1)
+        client.request("set", knobs={"merge_across_nodes": 0})
+        assert client.request("get")["merge_across_nodes"] == 0
+    while True:  # KNOBS with another key: digests with a node in them and those without must not meet
+        data, _ = agents[0].receive()
+        if header_of(data)[0] == wire.KNOBS and struct.unpack_from("=QQ", data, wire.HEADER.size) != key:
+            break
+    for agent in agents:
+        agent.close()

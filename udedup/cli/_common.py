@@ -81,6 +81,8 @@ _CAUSES = {
     "pinned": "asynchronous I/O in flight, or memory pinned",
     "shared": "another process runs on the same memory",
     "hold_masked": "ptrace refused, and a thread blocks SIGURG",
+    "huge": "part of a huge page, and thp is keep",
+    "node": "NUMA node not told by the kernel",
 }
 
 

@@ -5,6 +5,7 @@ import click
 from udedup.cli._common import complete_knob, connect, domain_option, json_option, print_json
 from udedup.domain import Domain
 from udedup.errors import UdedupError
+from udedup.knobs import show_value
 
 
 @click.command()
@@ -16,7 +17,7 @@ def command(domain: Domain, as_json: bool, knob: str | None) -> None:
 
     \b
     udedup get run
-    udedup get --json
+    udedup get --json       values as numbers
     """
     with connect(domain) as client:
         knobs = client.request("get")
@@ -24,11 +25,11 @@ def command(domain: Domain, as_json: bool, knob: str | None) -> None:
         if as_json:
             print_json(knobs)
         else:
-            click.echo("\n".join(f"{name} {value}" for name, value in knobs.items()))
+            click.echo("\n".join(f"{name} {show_value(name, value)}" for name, value in knobs.items()))
         return
     if knob not in knobs:
         raise UdedupError(f"no knob {knob!r}; there are: {', '.join(knobs)}")
     if as_json:
         print_json({knob: knobs[knob]})
     else:
-        click.echo(knobs[knob])
+        click.echo(show_value(knob, knobs[knob]))

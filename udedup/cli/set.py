@@ -18,6 +18,13 @@ def command(domain: Domain, knob: str, value: str) -> None:
     run              0 stop and keep what is merged, 1 merge, 2 unmerge everything
     pages_to_scan    pages an agent digests at most between two sleeps
     sleep_millisecs  the sleep between two scans
+    thp              split: huge pages are cut to merge parts of them; keep: they are left whole
+    merge_across_nodes  0 merges pages of one NUMA node only; changed while nothing is merged
+    advisor_mode     scan-time or cpu sets pages_to_scan by itself; none
+
+    \b
+    udedup set run 2
+    udedup set thp keep
 
     All knobs: `udedup get`.
 

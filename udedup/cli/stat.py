@@ -24,12 +24,13 @@ from udedup.errors import UdedupError
 
 _COUNTERS = (
     ("pages_shared", "store pages that processes map"),
+    ("tile_pages", "of those, further copies of one repeated page"),
     ("pages_sharing", "further pages that share them: what is saved"),
     ("pages_unshared", "pages looked at, nothing equal found"),
     ("pages_volatile", "pages that change too fast"),
     ("pages_skipped", "pages left for a later pass"),
     ("pages_scanned", "pages digested, ever"),
-    ("zero_pages", "zero pages given back"),
+    ("ksm_zero_pages", "zero pages given back"),
     ("full_scans", "full passes"),
     ("store_pages", "pages in the store"),
     ("store_dead_pages", "of those, mapped by nobody"),

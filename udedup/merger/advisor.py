@@ -2,7 +2,9 @@
 
 scan-time aims at advisor_target_scan_time seconds for a pass over the largest process, and stays
 below advisor_max_cpu as well; cpu aims at advisor_max_cpu percent of one core, agents and merger
-together. Both keep within advisor_min_pages_to_scan and advisor_max_pages_to_scan.
+together. Both keep within advisor_min_pages_to_scan and advisor_max_pages_to_scan. Smaller
+slices alone do not bound what passes cost, so agents also rest longer (agent_cpu_permille) once the share
+was exceeded.
 """
 
 import time
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from udedup.merger.server import Server
 
 OFF, SCAN_TIME, CPU = 0, 1, 2
+_UNBOUND = 1000  # permille
 MODES = ("none", "scan-time", "cpu")
 #: An agent rests this part of sleep_millisecs between two slices of a pass (csrc/agent.c).
 _SLICE_REST = 1 / 8
@@ -55,8 +58,24 @@ class Advisor:
         old = settings["pages_to_scan"]
         new = self._advice(old)
         new = max(settings["advisor_min_pages_to_scan"], min(new, settings["advisor_max_pages_to_scan"]))
+        changes = {}
         if abs(new - old) * 10 > old or (new != old and new in self._bounds()):
-            self.server.change({"pages_to_scan": new})
+            changes["pages_to_scan"] = new
+        permille = self._permille(settings["agent_cpu_permille"])
+        if permille != settings["agent_cpu_permille"]:
+            changes["agent_cpu_permille"] = permille
+        if changes:
+            self.server.change(changes)
+
+    def _permille(self, old: int) -> int:
+        """What each agent may use: lowered at once, and raised again before slices grow."""
+        target = self.server.settings["advisor_max_cpu"]
+        if self._share > target:
+            start = min(old, int(10 * self._share / max(1, len(self.server.agents()))) + 1)
+            return max(1, int(start * 0.9 * target / self._share))
+        if self._share < 0.8 * target and old < _UNBOUND:
+            return min(_UNBOUND, old + max(1, old // 4))
+        return old
 
     def _bounds(self) -> tuple[int, int]:
         settings = self.server.settings
@@ -66,6 +85,8 @@ class Advisor:
         settings = self.server.settings
         # Half or twice at most in one step: what a period costs hangs on what the app happened to write.
         by_cpu = int(old * min(2.0, max(0.5, settings["advisor_max_cpu"] / max(self._share, 0.01))))
+        if settings["agent_cpu_permille"] < _UNBOUND:
+            by_cpu = min(by_cpu, old)
         if settings["advisor_mode"] == CPU:
             return by_cpu
         pages = max(

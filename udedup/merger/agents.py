@@ -50,7 +50,7 @@ class Agent:
             if kind == wire.HELLO:
                 self._hello(wire.hello(body), fd)
             elif kind == wire.SEGMENT:
-                fd = self._keep(fd, wire.segment(body)[0])
+                fd = self._keep(fd, *wire.segment(body))
             elif kind == wire.PASS:
                 self._pass(*wire.pass_ended(body))
             elif kind == wire.PUBLISHED:
@@ -64,7 +64,7 @@ class Agent:
     def _hello(self, hello: wire.Hello, fd: int) -> None:
         if fd < 0:
             raise wire.BadMessage("HELLO without a ledger")
-        self.server.adopt_key(hello.key)
+        self.server.adopt_key(hello.key, hello.per_node)
         try:
             self.sid = self.server.planner.attach(fd)
         except OSError as error:
@@ -74,12 +74,12 @@ class Agent:
         self.server.joined(self)
         self.post(wire.welcome(wire.WELCOME, self.server.key, self.server.settings.for_agents()))
 
-    def _keep(self, fd: int, name: int) -> int:
+    def _keep(self, fd: int, name: int, _npages: int, node: int) -> int:
         """Puts a segment into the store, which then owns fd."""
         if fd < 0:
             raise wire.BadMessage("a segment without its descriptor")
         try:
-            self.server.keep_segment(fd, name, self.sid)
+            self.server.keep_segment(fd, name, self.sid, node)
         except OSError as error:
             raise wire.BadMessage(str(error)) from None
         return -1
@@ -100,8 +100,9 @@ class Agent:
         if result.segment:
             if fd < 0:
                 raise wire.BadMessage("PUBLISHED without its descriptor")
+            node = self.server.planner.plan_node(self.sid, plan)
             try:
-                gid, fd = self.server.keep_segment(fd, result.segment, self.sid), -1
+                gid, fd = self.server.keep_segment(fd, result.segment, self.sid, node), -1
             except OSError as error:
                 raise wire.BadMessage(str(error)) from None
         self.server.planner.published(self.sid, plan, gid)

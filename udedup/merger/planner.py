@@ -12,6 +12,9 @@ from udedup.merger.settings import Settings
 from udedup.merger.wire import MSG_MAX
 
 PAGE = mmap.PAGESIZE
+_SEGMENT = 16 << 20  # bytes of a publication, at most
+#: Bytes in publications under way (their pages exist twice until their owner has merged), in the domain.
+_OUTSTANDING, _OUTSTANDING_LEAST = 64 << 20, 1 << 20
 
 
 def now_ms() -> int:
@@ -58,6 +61,7 @@ class Planner:
         self._one = ffi.new("struct ud_plan_counts *")
         self._store = ffi.new("struct ud_plan_store *")
         self._header = ffi.new("struct ud_ledger_header *")
+        self._room = _OUTSTANDING
 
     def configure(self, key: tuple[int, int], settings: Settings) -> None:
         conf = ffi.new("struct ud_plan_conf *")
@@ -65,12 +69,24 @@ class Planner:
         conf.run = settings["run"]
         conf.max_page_sharing = settings["max_page_sharing"]
         conf.min_run = settings["min_run"]
-        conf.segment_pages = (16 << 20) // PAGE
-        conf.outstanding_pages = (64 << 20) // PAGE
+        conf.segment_pages = min(_SEGMENT, self._room) // PAGE
+        conf.outstanding_pages = self._room // PAGE
         conf.short_delay = 500
         conf.answer_timeout = 15000
         conf.dead_percent = 20
+        conf.per_node = not settings["merge_across_nodes"]
         lib.ud_planner_configure(self._p, conf)
+
+    def limit(self, nbytes: int) -> bool:
+        """At most so many bytes are to be in publications under way. True if configure() is to be called."""
+        room = max(_OUTSTANDING_LEAST, min(nbytes, _OUTSTANDING))
+        changed = room != self._room
+        self._room = room
+        return changed
+
+    def queued(self) -> bool:
+        """Is anything to be published?"""
+        return bool(lib.ud_planner_queued(self._p))
 
     def attach(self, fd: int) -> int:
         return _checked(lib.ud_planner_session(self._p, fd, now_ms()), "ledger")
@@ -83,11 +99,15 @@ class Planner:
         _checked(lib.ud_planner_header(self._p, sid, self._header), "session")
         return self._header
 
-    def segment(self, fd: int) -> tuple[int, int]:
-        """Id and name of the segment behind fd, which stays the caller's."""
+    def segment(self, fd: int, node: int = 0) -> tuple[int, int]:
+        """Id and name of the segment behind fd, the caller's still; of NUMA node `node` - 1 (0: any)."""
         name = ffi.new("uint64_t *")
-        gid = _checked(lib.ud_planner_segment(self._p, fd, name), "segment")
+        gid = _checked(lib.ud_planner_segment(self._p, fd, node, name), "segment")
         return gid, int(name[0])
+
+    def plan_node(self, sid: int, plan: int) -> int:
+        """The NUMA node + 1 that a PUBLISH asked for, 0 for any."""
+        return int(lib.ud_planner_plan_node(self._p, sid, plan))
 
     def drop(self, gid: int) -> bool:
         """False if a plan still needs it."""

@@ -27,12 +27,15 @@ CAUSE_NAMES = (
     "pinned",
     "shared",
     "hold_masked",
+    "huge",
+    "node",
 )
 HOLDS = ("none", "ptrace", "signal", "mprotect")
 TRACKING = ("none", "digest", "uffd")
 MODES = ("stop", "trap")
-#: What a mapping costs the kernel: vm_area_struct, its place in the maple tree, anon_vma.
-VMA_BYTES = 320
+#: What a merged mapping costs the kernel: two vm_area_structs (it cuts one in three), their places in the
+#: maple tree, anon_vma chains. Measured on 6.18 by a cgroup's kernel memory, with 20,000 single pages.
+VMA_BYTES = 472
 
 #: Counters that only grow: what ended processes did stays in the sums.
 _GROWING = (
@@ -126,6 +129,7 @@ def _pages(counts: dict[str, int]) -> dict[str, int]:
         "pages_unshared": counts["unshared"] + counts["waiting"] + counts["refused"],
         "pages_volatile": counts["pages_volatile"],
         "zero_pages": counts["zero"],
+        "ksm_zero_pages": counts["zero"],
         "merging_pages": counts["merged"],
         "fork_shared_pages": counts["fork_shared"],
         "refused_pages": counts["refused"],
@@ -199,7 +203,6 @@ def _domain(server: "Server", tally: Tally, entries: list[dict[str, Any]]) -> di
         **_pages(sums),
         **tally.counts,
         "full_scans": server.full_scans,
-        "ksm_zero_pages": sums["zero"],
         "store_pages": store["slots"],
         "store_dead_pages": store["dead"],
         "store_segments": store["segments"],

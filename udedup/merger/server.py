@@ -13,7 +13,7 @@ from typing import Any
 
 from udedup.domain import Domain
 from udedup.errors import UdedupError
-from udedup.merger import report, wire
+from udedup.merger import memory, report, wire
 from udedup.merger.advisor import Advisor
 from udedup.merger.agents import Agent
 from udedup.merger.control import Control
@@ -25,6 +25,7 @@ from udedup.merger.store import Store
 Peer = Agent | Control
 _COUNT_PERIOD = 1.0  # seconds between two counts while something happens
 _BUSY_AFTER = 6.0  # seconds for which counting goes on after the last event
+_ROOM_PERIOD = 0.25  # seconds between two looks at how much memory is free, while something is published
 _KICK_PERIOD = 0.1  # seconds between two kicks while somebody waits in settle
 _BACKLOG = 128
 
@@ -57,6 +58,7 @@ class Server:
         self._next_count = 0.0
         self._busy_until = 0.0
         self._next_kick = 0.0
+        self._next_room = 0.0
         self.planner.configure(self.key, self.settings)
 
     # ---- the loop ----
@@ -108,7 +110,16 @@ class Server:
         for peer in settling:
             peer.check_settled(now)
 
+    def _measure_room(self, now: float) -> None:
+        """Where memory is nearly full, publications (which exist twice for a moment) are small."""
+        if now >= self._next_room:
+            self._next_room = now + _ROOM_PERIOD
+            if self.planner.limit(memory.available(agent.pid for agent in self.agents()) // 4):
+                self.planner.configure(self.key, self.settings)
+
     def _send_plans(self) -> None:
+        if self.planner.queued():
+            self._measure_room(time.monotonic())
         for plan in self.planner.plans():
             agent = self._by_sid[plan.sid]
             agent.post(plan.data, self.store.fd(plan.gid, plan.sid) if plan.gid else -1)
@@ -188,9 +199,9 @@ class Server:
 
     # ---- agents ----
 
-    def keep_segment(self, fd: int, name: int, sid: int) -> int:
+    def keep_segment(self, fd: int, name: int, sid: int, node: int = 0) -> int:
         """Puts an agent's segment into the store, which then owns fd. Its id; OSError if it is not sound."""
-        gid = self.store.add(fd, name, sid)
+        gid = self.store.add(fd, name, sid, node)
         self.scrubber.added(gid)
         return gid
 
@@ -200,11 +211,12 @@ class Server:
     def _controls(self) -> list[Control]:
         return [peer for peer in self._peers.values() if isinstance(peer, Control)]
 
-    def adopt_key(self, key: tuple[int, int]) -> None:
-        """The first agent's key becomes the domain's; without one a new key is drawn."""
+    def adopt_key(self, key: tuple[int, int], per_node: bool) -> None:
+        """The first agent's key, and what goes with it, becomes the domain's; without one one is drawn."""
         if self.key == (0, 0):
-            drawn = struct.unpack("=QQ", os.urandom(16))
-            self.key = key if key != (0, 0) else (drawn[0], drawn[1] | 1)
+            self.key = key if key != (0, 0) else _drawn_key()
+            if key != (0, 0) and per_node:
+                self.settings.apply({"merge_across_nodes": 0})
             self.planner.configure(self.key, self.settings)
 
     def joined(self, agent: Agent) -> None:
@@ -245,6 +257,10 @@ class Server:
         checked = self.settings.checked(changes)
         if checked.get("run") == 2:
             self._check_memory_for_unmerge()
+        across = checked.get("merge_across_nodes", self.settings["merge_across_nodes"])
+        if across != self.settings["merge_across_nodes"]:
+            self._check_nothing_merged()
+            self.key = _drawn_key()  # digests with and without a node in them must not meet
         self.change(checked)
         self.kick()  # as a write to KSM's run wakes ksmd at once
         return self.settings.all()
@@ -259,13 +275,19 @@ class Server:
 
     def _check_memory_for_unmerge(self) -> None:
         """Every use of a slot becomes a page again; ask before the OOM killer is asked."""
-        sums, _ = self.count()
-        needed = sums["merged"] * PAGE
-        available = _available_bytes()
-        if needed > available:
+        self.count()
+        needs = {
+            agent.pid: self.planner.session_counts(agent.sid)["merged"] * PAGE for agent in self.agents()
+        }
+        if why := memory.shortage(needs):
+            raise UdedupError(f"unmerging {why}; free memory first, or set run to 0")
+
+    def _check_nothing_merged(self) -> None:
+        sums, store = self.count()
+        if sums["merged"] or store["plans"] or store["queued_pages"]:
             raise UdedupError(
-                f"unmerging needs {needed >> 20} MiB and {available >> 20} MiB are available; "
-                "free memory first, or set run to 0"
+                "merge_across_nodes cannot change while pages are merged; "
+                "set run to 2 first, and to 1 again afterwards"
             )
 
     # ---- counting and freeing ----
@@ -293,7 +315,7 @@ class Server:
                 if sid in self._by_sid:
                     self._by_sid[sid].post(wire.forget(info.name, info.npages))
             self.scrubber.forget(gid)
-        self.planner.compact(_available_bytes() // 8)
+        self.planner.compact(memory.available(agent.pid for agent in self.agents()) // 8)
 
     # ---- answers ----
 
@@ -310,9 +332,6 @@ class Server:
         self._selector.close()
 
 
-def _available_bytes() -> int:
-    with open("/proc/meminfo", "rb") as file:
-        for line in file:
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 0
+def _drawn_key() -> tuple[int, int]:
+    drawn = struct.unpack("=QQ", os.urandom(16))
+    return drawn[0], drawn[1] | 1

@@ -13,11 +13,13 @@ AGENT_DEFAULTS: dict[str, int] = {
     "max_page_sharing": 256,
     "freeze_max_us": 2000,
     "min_run": 1,
-    "thp_split": 1,
+    "thp": 1,
     "vma_share": 33,
     "mode": 0,
     "split": 0,
     "idle_millisecs": 2000,
+    "merge_across_nodes": 1,
+    "agent_cpu_permille": 1000,
 }
 
 #: The merger's own: agents never see them. KSM's names; scan time in seconds, CPU in percent of one core.
@@ -66,8 +68,11 @@ class Settings:
             raise UdedupError(
                 "advisor_min_pages_to_scan is above advisor_max_pages_to_scan; set both at once"
             )
-        if "pages_to_scan" in changes and changes.get("advisor_mode", self._values["advisor_mode"]):
-            raise UdedupError("the advisor sets pages_to_scan; set advisor_mode to none first")
+        for knob in ("pages_to_scan", "agent_cpu_permille"):
+            if knob in changes and changes.get("advisor_mode", self._values["advisor_mode"]):
+                raise UdedupError(f"the advisor sets {knob}; set advisor_mode to none first")
+        if changes.get("advisor_mode") == 0 != self._values["advisor_mode"]:
+            return {"agent_cpu_permille": AGENT_DEFAULTS["agent_cpu_permille"], **changes}
         return changes
 
     def apply(self, changes: dict[str, int]) -> bool:

@@ -20,13 +20,13 @@ class Store:
     def __iter__(self) -> Iterator[int]:
         return iter(list(self._fds))
 
-    def add(self, fd: int, name: int, holder: int) -> int:
-        """Takes fd over and returns the segment's id.
+    def add(self, fd: int, name: int, holder: int, node: int = 0) -> int:
+        """Takes fd over and returns the segment's id; its pages are of NUMA node `node` - 1 (0: any).
 
         Raises OSError if it is not sealed, not a whole number of pages, or not the file `name`.
         """
         try:
-            gid, real = self._planner.segment(fd)
+            gid, real = self._planner.segment(fd, node)
             if real != name:
                 raise OSError(f"segment {name} is really {real}")
         except OSError:

@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = 0x55444544
-VERSION = 1
+VERSION = 2
 MSG_MAX = 65536
 CAUSES = 20
 
@@ -41,6 +41,7 @@ class Hello(NamedTuple):
     page_shift: int
     key: tuple[int, int]
     segments: int
+    per_node: bool  # the key's digests have a NUMA node in them
     comm: str
 
 
@@ -87,14 +88,15 @@ def check(data: bytes) -> tuple[int, int, bytes]:
 
 
 def hello(body: bytes) -> Hello:
-    pid, shift, key0, key1, segments, _flags, comm = _HELLO.unpack(body)
-    return Hello(pid, shift, (key0, key1), segments, comm.split(b"\0")[0].decode(errors="replace"))
+    pid, shift, key0, key1, segments, flags, comm = _HELLO.unpack(body)
+    name = comm.split(b"\0")[0].decode(errors="replace")
+    return Hello(pid, shift, (key0, key1), segments, bool(flags & 1), name)
 
 
-def segment(body: bytes) -> tuple[int, int]:
-    """Name and pages."""
-    name, npages, _flags = _SEGMENT.unpack(body)
-    return name, npages
+def segment(body: bytes) -> tuple[int, int, int]:
+    """Name, pages, and NUMA node + 1 (0: any)."""
+    name, npages, node = _SEGMENT.unpack(body)
+    return name, npages, node
 
 
 def pass_ended(body: bytes) -> tuple[int, int, bool]:
