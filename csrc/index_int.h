@@ -126,6 +126,7 @@ struct ud_planner {
     uint64_t wait_total, move_total, outstanding, queued;
     uint64_t breaks_left; /* cuts that the last tidying could not mend */
     int64_t tidied_at, looked_at, now; /* now: of the scan that runs */
+    uint64_t attached, joined; /* segments that ever came; and by the last look for doubles (plan_double.c) */
 };
 
 struct ud__ref {
@@ -163,6 +164,14 @@ int ud__wait_for(struct ud_planner *p, struct ud__session *owner, struct ud__wai
 const struct ud__run *ud__run_of(const struct ud__plan *plan, uint32_t page);
 void ud__resolve(struct ud_planner *p, struct ud__session *owner, const struct ud__plan *plan, uint32_t gid, int64_t now);
 void ud__forget_waiter(struct ud_planner *p, uint32_t sid);
+
+/* plan_compact.c: each merged page that is in no plan, by address */
+typedef void (*ud__visit)(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__segment *g, uint32_t slot,
+                          void *arg);
+void ud__each_merged(struct ud_planner *p, struct ud__session *s, ud__visit see, void *arg);
+
+/* plan_double.c: sends whoever maps a second copy to the first. Pages on their way. */
+uint32_t ud__join_doubles(struct ud_planner *p);
 
 /* plan_publish.c */
 void ud__queue(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n);

@@ -102,6 +102,7 @@ int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint64_t *na
         return error;
     }
     p->segments[id] = g;
+    p->attached++;
     for (uint32_t slot = 0; slot < g->npages; slot++)
         ud__index_put(p, g->digests[slot], (struct ud__ref){true, g->id, slot});
     return id;

@@ -21,6 +21,7 @@
 #define FEW_BREAKS 128u
 #define CUT_EVERY 32u    /* pages: segments less cut up than that are left as they are */
 #define DEAD_MIN 64u     /* slots: below that, dead ones are not worth the work */
+#define DEAD_PART 4u     /* segments above dead_percent are emptied once so big a part of that is dead in all of the store */
 
 /* What a merged page maps, if it is in no plan; NULL if it is not merged, or busy. */
 static struct ud__segment *used_by(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t *slot)
@@ -33,10 +34,7 @@ static struct ud__segment *used_by(struct ud_planner *p, struct ud__session *s, 
     return g && *slot < g->npages ? g : NULL;
 }
 
-typedef void (*visit)(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__segment *g, uint32_t slot,
-                      void *arg);
-
-static void each_page(struct ud_planner *p, struct ud__session *s, visit see, void *arg)
+void ud__each_merged(struct ud_planner *p, struct ud__session *s, ud__visit see, void *arg)
 {
     uint32_t slot;
     ud__ledger_refresh(s);
@@ -92,7 +90,7 @@ static bool worth_mending(struct ud_planner *p, int64_t now)
         struct joint j = {0};
         if (!p->sessions[i])
             continue;
-        each_page(p, p->sessions[i], count_break, &j);
+        ud__each_merged(p, p->sessions[i], count_break, &j);
         total.runs += j.runs;
         total.breaks += j.breaks;
     }
@@ -116,7 +114,7 @@ static bool too_much_dead(struct ud_planner *p)
             slots += p->segments[i]->npages;
             used += p->segments[i]->used;
         }
-    return p->conf.dead_percent && slots - used >= DEAD_MIN && (slots - used) * 100 > slots * p->conf.dead_percent;
+    return p->conf.dead_percent && slots - used >= DEAD_MIN && (slots - used) * 100 * DEAD_PART > slots * p->conf.dead_percent;
 }
 
 static bool retire(struct ud__segment *g, uint64_t *most, int64_t now)
@@ -248,7 +246,7 @@ static void assign_all(struct ud_planner *p)
     heirs.at = ud__zeroed(heirs.size * sizeof(*heirs.at));
     for (uint32_t i = 1; i < p->session_room; i++)
         if (p->sessions[i]) {
-            each_page(p, p->sessions[i], count_user, NULL);
+            ud__each_merged(p, p->sessions[i], count_user, NULL);
             if (!first || p->sessions[i]->counts.merged > first->counts.merged)
                 first = p->sessions[i];
         }
@@ -257,7 +255,7 @@ static void assign_all(struct ud_planner *p)
         struct ud__session *s = i ? p->sessions[i] : first;
         struct assigning a = {.heirs = &heirs};
         if (s && (i == 0 || s != first))
-            each_page(p, s, assign, &a);
+            ud__each_merged(p, s, assign, &a);
     }
     ud__unmap(heirs.at, heirs.size * sizeof(*heirs.at));
 }
@@ -265,6 +263,8 @@ static void assign_all(struct ud_planner *p)
 int ud_planner_compact(struct ud_planner *p, uint64_t most, int64_t now)
 {
     if (p->conf.run != 1 || p->queued || p->wait_total || p->move_total || p->plan_count)
+        return 0;
+    if (ud__join_doubles(p))
         return 0;
     for (uint32_t i = 1; i < p->segment_room; i++)
         if (p->segments[i])

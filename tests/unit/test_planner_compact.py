@@ -4,7 +4,7 @@ import os
 import random
 import time
 
-from fake_agent import PAGE, Bench, FakeProcess, page, runs
+from fake_agent import PAGE, Bench, FakeProcess, page, runs, sealed
 
 from udedup.core import lib
 from udedup.merger import wire
@@ -102,6 +102,50 @@ def test_runs_published_piecemeal_are_mended(bench: Bench) -> None:
     time.sleep(2.1)
     free_idle(bench)
     assert bench.count()[1]["slots"] == 1024
+
+
+def adopt(bench: Bench, processes: list[FakeProcess], numbers: list[int]) -> int:
+    """A segment of these pages that all the processes map already, as a new merger finds it; its id."""
+    fd = sealed(b"".join(page(number) for number in numbers))
+    name = os.fstat(fd).st_ino
+    gid, _ = bench.planner.segment(fd)
+    bench.fds[gid] = fd
+    for process in processes:
+        process.segments[name] = os.dup(fd)
+        for i, number in enumerate(numbers):
+            process.memory[HERE + i * PAGE] = page(number)
+            process.set(HERE + i * PAGE, lib.UD_PG_MERGED, name << 24 | i)
+        process.end_pass()
+    return gid
+
+
+def test_content_stored_twice_is_brought_together(bench: Bench) -> None:
+    """Two pairs published the same 300 pages, each for itself: the second copy's users get the first."""
+    processes = [bench.join()[1] for _ in range(4)]
+    adopt(bench, processes[:2], [1 + i for i in range(300)])
+    adopt(bench, processes[2:], [1 + i for i in range(300)])
+    bench.settle()
+    assert bench.count()[1]["slots"] == 600
+    bench.planner.compact(PLENTY)
+    bench.settle()
+    sent = [(kind, len(runs(data))) for kind, _, data in bench.sent]
+    assert sent == [(wire.MERGE, 1), (wire.MERGE, 1)]
+    time.sleep(2.1)
+    free_idle(bench)
+    sums, store = bench.count()
+    assert (sums["shared"], sums["sharing"], store["slots"], store["dead"]) == (300, 900, 300, 0)
+
+
+def test_no_run_is_cut_for_a_page_that_is_stored_twice(bench: Bench) -> None:
+    """Every third page of the second segment is in the first too: from there it would take 200 mappings."""
+    processes = [bench.join()[1] for _ in range(4)]
+    adopt(bench, processes[:2], [1 + i for i in range(300)])
+    adopt(bench, processes[2:], [1 + i if i % 3 else 1000 + i for i in range(300)])
+    bench.settle()
+    bench.count()
+    bench.planner.compact(PLENTY)
+    bench.settle()
+    assert bench.sent == []
 
 
 def test_a_day_of_churn_leaves_nothing(bench: Bench) -> None:
