@@ -192,6 +192,13 @@ static void serve_until(uint64_t when)
     }
 }
 
+static void give_back_buffers(void)
+{
+    ud__scan_rest();
+    ud__exec_rest();
+    ud__link_rest();
+}
+
 static void loop(void)
 {
     uint64_t retry = RETRY_US / 8;
@@ -210,6 +217,8 @@ static void loop(void)
             idle_us = 0;
         }
         uint64_t rest = paced(work());
+        if (ud__a.resting)
+            give_back_buffers();
         serve_until(ud__now_us() + rest);
     }
 }

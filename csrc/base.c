@@ -119,6 +119,12 @@ void ud__free(void *p, size_t bytes)
     ud__sys(__NR_munmap, p, bytes);
 }
 
+void ud__empty(void *p, size_t bytes)
+{
+    if (p)
+        ud__sys(__NR_madvise, p, (bytes + ud__page - 1) & ~(ud__page - 1), MADV_DONTNEED);
+}
+
 char *ud__put_str(char *at, const char *end, const char *s)
 {
     while (*s && at < end - 1)

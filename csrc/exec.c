@@ -115,11 +115,17 @@ static int pieces_ready(void)
     return pieces ? 0 : -ENOMEM;
 }
 
+/* At least as many blocks as the pieces touch; exact where they are in order. */
 static size_t blocks_of(const struct ud__piece *p, uint32_t n)
 {
     size_t blocks = 0;
-    for (uint32_t i = 0; i < n; i++)
-        blocks += p[i].npages / UD_BLOCK_PAGES + 2;
+    uint64_t before = ~0ull;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t first = p[i].vaddr / ud__block_bytes();
+        uint64_t last = (p[i].vaddr + ((uint64_t)p[i].npages << ud__page_shift) - 1) / ud__block_bytes();
+        blocks += last - first + (first != before);
+        before = last;
+    }
     return blocks;
 }
 
@@ -384,5 +390,7 @@ uint32_t ud__plan_unmerge(const struct ud_run *runs, uint32_t nruns)
     ud__ledger_commit(&ud__a.ledger);
     return total;
 }
+
+void ud__exec_rest(void) { ud__empty(pieces, PIECES_MAX * sizeof *pieces); }
 
 void ud__exec_forked(void) { pieces = NULL; }

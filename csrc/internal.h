@@ -33,6 +33,7 @@ uint64_t ud__hint(size_t bytes) UD_HIDDEN;
 /* Memory of the agent's own: never merged, not inherited by fork. NULL when there is none. */
 void *ud__alloc(size_t bytes) UD_HIDDEN;
 void ud__free(void *p, size_t bytes) UD_HIDDEN;
+void ud__empty(void *p, size_t bytes) UD_HIDDEN; /* its contents are of no use: the memory goes back, the place stays */
 /* Remembers that [p, p+bytes) is the agent's, whoever mapped it; and the reverse. */
 void ud__own_add(const void *p, size_t bytes) UD_HIDDEN;
 void ud__own_del(const void *p) UD_HIDDEN;
@@ -395,6 +396,10 @@ long ud__scan_slice(int *wrapped) UD_HIDDEN;
 void ud__scan_reset(void) UD_HIDDEN;
 void ud__scan_forked(void) UD_HIDDEN;  /* what lay in the parent's own memory is not here */
 void ud__exec_forked(void) UD_HIDDEN;
+/* The agent is about to sleep for long: buffers are given back. */
+void ud__scan_rest(void) UD_HIDDEN;
+void ud__exec_rest(void) UD_HIDDEN;
+void ud__link_rest(void) UD_HIDDEN;
 void ud__link_forked(void) UD_HIDDEN;
 void ud__scan_resync(void) UD_HIDDEN; /* next slice compares the ledger with the mappings */
 void ud__scan_forget(void) UD_HIDDEN;  /* all digests are void: every page is looked at anew */

@@ -265,6 +265,8 @@ int ud__link_wait(uint64_t us)
     return p.revents != 0;
 }
 
+void ud__link_rest(void) { ud__empty(inbox, UD_MSG_MAX); }
+
 void ud__link_forked(void)
 {
     inbox = NULL;

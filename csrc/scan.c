@@ -247,6 +247,12 @@ void ud__scan_reset(void)
     ud__pass = (struct ud__pass){0};
 }
 
+void ud__scan_rest(void)
+{
+    if (!todo_count)
+        ud__empty(b, sizeof *b);
+}
+
 /* The tracking is dropped too: else an unchanged page would never be told, and so never digested anew. */
 void ud__scan_forget(void)
 {

@@ -69,7 +69,7 @@ def test_kernel_ksm(files, run, words):
 
 def test_huge_pages(files):
     files["/sys/kernel/mm/transparent_hugepage/enabled"] = "[always] madvise never"
-    assert "thp_split" in probe._thp().remedy
+    assert "udedup set thp keep" in probe._thp().remedy
 
 
 def test_container(files, monkeypatch):
