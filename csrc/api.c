@@ -139,6 +139,7 @@ int ud_memory_merge_set(int on)
     int before = atomic_load(&ud__a.merge_any);
     if (on) {
         atomic_store(&ud__a.merge_any, UD__MERGE_ALL);
+        atomic_fetch_add(&ud__region_gen, 2); /* the agent looks at what it passed by */
         tell_kernel(1);
         if (ud__a.socket[0])
             ud__agent_start();

@@ -377,6 +377,8 @@ void ud__track_close(void) UD_HIDDEN;
 int ud__track_register(uint64_t start, uint64_t end) UD_HIDDEN;
 /* Ranges of present anonymous pages in [*at, end) that no tracking covers. */
 long ud__track_untracked(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
+/* The same, whatever covers them. */
+long ud__track_all(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
 /* Ranges of written pages under tracking in [*at, end), write-protected again as they are told, at most
  * max_pages. Count, and *at moves on; -errno. */
 long ud__track_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;

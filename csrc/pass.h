@@ -22,6 +22,8 @@ struct ud__pass {
     int phase;
     int thorough;         /* this pass reads the mappings and looks at untracked pages too */
     int force_resync;
+    unsigned regions;     /* ud__region_gen when the pass began */
+    int renew;            /* it had changed: what was told and not allowed may be allowed now */
     struct ud__range zero[256]; /* zero pages that have earned giving back */
     size_t zeros;
 };

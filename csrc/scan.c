@@ -101,8 +101,10 @@ static int todo_add(uint64_t start, uint64_t end, int written)
 }
 
 /* Smart scan, where every pass must read everything: an old, calm page is looked at in one pass of four. */
-static int skip(uint64_t page, int written)
+static int skip(uint64_t page, int written, int unknown_only)
 {
+    if (unknown_only)
+        return (ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK) != UD_PG_NONE;
     if (written || !ud__a.knobs.smart_scan || ud__a.ledger.hdr->track_kind == UD_TRACK_UFFD)
         return 0;
     uint8_t old = ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK;
@@ -114,7 +116,7 @@ static int skip(uint64_t page, int written)
 }
 
 /* Pages that fork relatives share already are noted and left; the rest is lined up for the reader. */
-static int take_exclusive(uint64_t start, uint64_t end, int written)
+static int take_exclusive(uint64_t start, uint64_t end, int written, int unknown_only)
 {
     while (start < end) {
         uint32_t n = (uint32_t)((end - start) >> ud__page_shift);
@@ -125,7 +127,7 @@ static int take_exclusive(uint64_t start, uint64_t end, int written)
         uint64_t from = start;
         for (uint32_t i = 0; i <= n; i++) {
             uint64_t page = start + ((uint64_t)i << ud__page_shift);
-            if (i < n && b->exclusive[i] && !skip(page, written))
+            if (i < n && b->exclusive[i] && !skip(page, written, unknown_only))
                 continue;
             int r = from < page ? todo_add(from, page, written) : 0;
             if (r)
@@ -150,7 +152,7 @@ int ud__pass_take(uint64_t start, uint64_t end, int written)
         while (at < to) {
             uint64_t piece = to;
             if (ud__region_allows(at, &piece, ud__advised_only())) {
-                int r = take_exclusive(at, piece, written);
+                int r = take_exclusive(at, piece, written, !written && ud__pass.renew && a->tracked);
                 if (r)
                     return r;
             }
@@ -175,7 +177,7 @@ static int take_ranges(long n, int written)
 static int thorough(void)
 {
     return ud__pass.number <= 3 || ud__pass.number % THOROUGH_PASSES == 0 || ud__a.kicked || ud__a.resting ||
-           ud__pass.force_resync ||
+           ud__pass.force_resync || ud__pass.renew ||
            ud__a.ledger.hdr->track_kind != UD_TRACK_UFFD;
 }
 
@@ -183,7 +185,10 @@ static int begin(void)
 {
     if (!b && !(b = ud__alloc(sizeof *b)))
         return -ENOMEM;
+    unsigned regions = atomic_load(&ud__region_gen);
     ud__pass.number++;
+    ud__pass.renew = regions != ud__pass.regions;
+    ud__pass.regions = regions;
     ud__pass.thorough = thorough();
     int r = ud__pass.thorough ? ud__space_read(&ud__pass.space) : 0;
     if (r)
@@ -198,8 +203,9 @@ static int begin(void)
 
 static long one_phase(int written)
 {
-    long n = written ? ud__track_written(&ud__pass.at, TOP, b->ranges, RANGES, ud__a.knobs.pages_to_scan)
-                     : ud__track_untracked(&ud__pass.at, TOP, b->ranges, RANGES, ud__a.knobs.pages_to_scan);
+    long (*tell)(uint64_t *, uint64_t, struct ud__range *, size_t, uint64_t) =
+        written ? ud__track_written : ud__pass.renew ? ud__track_all : ud__track_untracked;
+    long n = tell(&ud__pass.at, TOP, b->ranges, RANGES, ud__a.knobs.pages_to_scan);
     if (n < 0)
         return n;
     int r = take_ranges(n, written);

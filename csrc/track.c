@@ -147,6 +147,13 @@ long ud__track_untracked(uint64_t *at, uint64_t end, struct ud__range *out, size
     return scan(at, end, 0, PRESENT, left_alone() | WPALLOWED, out, cap, max_pages);
 }
 
+long ud__track_all(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages)
+{
+    if (!have_scan)
+        return present_by_pagemap(at, end, out, cap, max_pages);
+    return scan(at, end, 0, PRESENT, left_alone(), out, cap, max_pages);
+}
+
 int ud__track_huge(uint64_t start, uint64_t *end)
 {
     struct ud__range one;

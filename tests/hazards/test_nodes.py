@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from hazards.lab import Lab
+from ksm.lab import wait_until
 
 PAGES = 512  # 2 MiB, as in c/nodes.c
 SHIFT = "21"
@@ -29,6 +30,7 @@ def test_each_node_keeps_its_own_copy(two_nodes: Lab) -> None:
     process = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "ready\n"
     try:
+        wait_until(lambda: process.pid in [each["pid"] for each in two_nodes.client.request("stat")["processes"]])
         assert two_nodes.client.request("settle", seconds=30, timeout=40)["settled"]
         stat = two_nodes.client.request("stat")
         assert (stat["pages_shared"], stat["pages_sharing"]) == (2 * PAGES, 2 * PAGES)

@@ -8,9 +8,9 @@ from hazards.lab import Lab
 MAPPINGS = [
     "munmap_merged", "munmap_hole", "mmap_fixed_over", "mremap_grow", "mremap_shrink", "mremap_move",
     "mremap_move_part", "dontneed", "free_advice", "remove_advice", "dontfork", "wipeonfork", "mergeable",
-    "mprotect_and_back", "mprotect_read_stays", "protections_kept", "mlockall_merged", "realloc_large",
-    "errors_stay",
+    "mprotect_and_back", "mprotect_read_stays", "mlockall_merged", "realloc_large", "errors_stay",
 ]  # fmt: skip
+# Not protections_kept: merged pages that the program has closed stay merged in this mode until it opens them.
 PROCESSES = [
     "stores_are_kept", "fork_while_writing", "fork_storm", "child_lives_on", "vfork_and_spawn", "exec_merged",
     "threads_come_and_go", "signals_while_held", "eintr_is_kept", "segv_blocked", "close_everything",

@@ -24,7 +24,7 @@ def test_madvise_answers_as_the_kernel(lab: Lab, advice: int) -> None:
     assert lab.start().all(f"kinds {advice}") == plain.all(f"kinds {advice}")
 
 
-@pytest.mark.usefixtures("ksm_untouched")
+@pytest.mark.usefixtures("kernel_ksm")
 def test_prctl_answers_as_the_kernel(lab: Lab) -> None:
     plain = kernel_has(lab, "get")
     assert lab.start().all("prctls") == plain.all("prctls")
@@ -83,18 +83,18 @@ def test_unmergeable_gives_back_at_once(lab: Lab) -> None:
 
 
 def test_locked_pages_are_left_alone(lab: Lab) -> None:
-    programs = lab.advised(3, 16, "distinct 1")
+    programs = lab.advised(3, PAGES, "distinct 1")
     lab.set(run=0)
     for program in programs:
         program.ask("distinct 2")
     if programs[0].ask("mlock")[0] == -1:
         pytest.skip("mlock is refused here")
     lab.set(run=1)
-    wait_until(lambda: programs[1].ask("merged")[0] == programs[2].ask("merged")[0] == 16)
+    wait_until(lambda: programs[1].ask("merged")[0] == programs[2].ask("merged")[0] == PAGES)
     lab.settle()
     assert programs[0].ask("merged") == (0, 0)
     locked = [line for line in open(f"/proc/{programs[0].pid}/status") if line.startswith("VmLck")]
-    assert int(locked[0].split()[1]) >= 64
+    assert int(locked[0].split()[1]) >= PAGES * 4
 
 
 def huge_kib(program: Program) -> int:
@@ -104,7 +104,7 @@ def huge_kib(program: Program) -> int:
 
 @pytest.mark.parametrize("thp", ["keep", "split"])
 def test_huge_pages_are_kept_or_split(lab: Lab, thp: str) -> None:
-    lab.set(thp=thp == "split")
+    lab.set(thp=int(thp == "split"))
     programs = [lab.start() for _ in range(2)]
     for program in programs:
         if program.ask("maphuge 4096")[0] == -1:

@@ -116,13 +116,14 @@ class Control:
 
 
 class Settling:
-    """A settle: every agent has ended two passes since its last merge, and three since we were asked.
+    """A settle: every agent has ended two passes since its last merge, and four since we were asked.
 
-    The first of the three was under way already; the second sees what was new then, the third sees
-    it unchanged, which makes it a candidate. Nothing may be queued or before an agent either.
+    The first of the four was under way already; the second sees what was new then, the third sees it
+    once more if that brought its area under tracking, and the last sees it unchanged, which makes it a
+    candidate. Nothing may be queued or before an agent either.
     """
 
-    PASSES_ASKED = 3
+    PASSES_ASKED = 4
     PASSES_CALM = 2
 
     def __init__(self, server: "Server", deadline: float) -> None:
