@@ -23,6 +23,10 @@ def two_nodes(racing: Lab) -> Iterator[Lab]:
     racing.set({"merge_across_nodes": 1, "run": 1})
 
 
+def members(lab: Lab) -> list[int]:
+    return [each["pid"] for each in lab.client.request("stat")["processes"]]
+
+
 def test_each_node_keeps_its_own_copy(two_nodes: Lab) -> None:
     """Four equal areas, two on each node: two copies in the store, one segment at least for each node."""
     argv = [str(two_nodes.program("nodes"))]
@@ -30,7 +34,7 @@ def test_each_node_keeps_its_own_copy(two_nodes: Lab) -> None:
     process = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "ready\n"
     try:
-        wait_until(lambda: process.pid in [each["pid"] for each in two_nodes.client.request("stat")["processes"]])
+        wait_until(lambda: process.pid in members(two_nodes))
         assert two_nodes.client.request("settle", seconds=30, timeout=40)["settled"]
         stat = two_nodes.client.request("stat")
         assert (stat["pages_shared"], stat["pages_sharing"]) == (2 * PAGES, 2 * PAGES)
