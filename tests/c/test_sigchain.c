@@ -4,8 +4,6 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
-atomic_int ud__busy_count; /* merged.c's, in the library */
-
 static char *page;      /* merged and protected: ours to serve */
 static char *read_only; /* the program's own */
 

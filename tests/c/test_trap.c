@@ -3,8 +3,6 @@
 
 #include <sys/time.h>
 
-atomic_int ud__busy_count; /* merged.c's, in the library */
-
 static void test_split(void)
 {
     enable();

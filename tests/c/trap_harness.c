@@ -1,8 +1,6 @@
 /* The trap without agent and merger, to be preloaded into any program: tests protect memory as a merge would. */
 #include "trap_support.h"
 
-atomic_int ud__busy_count; /* merged.c's, in the library */
-
 #define API __attribute__((visibility("default")))
 
 static char owner[160];

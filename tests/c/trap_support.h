@@ -20,6 +20,12 @@
 
 enum { PAGE = 4096 };
 
+/* What is merged.c's, hold.c's, job.c's and fork.c's in the library. Nobody is held by signals here. */
+atomic_int ud__busy_count, ud__hold_way;
+void ud__job_lock(uint64_t *mask) { *mask = 0; }
+void ud__job_unlock(const uint64_t *mask) { (void)mask; }
+int ud__in_vfork(void) { return 0; }
+
 /* TSan runs every handler with all signals blocked, set by a direct system call, and where two of them nest (its
  * oldset is one word a thread) leaves them blocked for good: no signals beside writers there. */
 #ifdef __SANITIZE_THREAD__
