@@ -89,7 +89,7 @@ def test_agents_rest_longer_once_the_share_was_exceeded() -> None:
     shares = host.run(60)
     assert all(share <= 20 for share in shares[2:]) and shares[-1] >= 10, shares
     host.cost = 1e-9  # it costs next to nothing any more: the bound goes, then the slices grow
-    host.run(40)
+    host.run(90)
     assert host.settings["agent_cpu_permille"] == 1000
     assert host.settings["pages_to_scan"] == host.settings["advisor_max_pages_to_scan"]
 

@@ -206,16 +206,24 @@ def test_piped_view_prints_a_look_each_interval_until_the_end(member):
     assert watch.returncode == 0, rest
 
 
+def terminal(socket):
+    """tmux on a server of its own; a shell that the user may have, whatever passwd says of it."""
+    env = {**os.environ, "SHELL": "/bin/bash"}
+
+    def tmux(*words):
+        command = [TMUX, "-S", str(socket), *words]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+    return tmux
+
+
 @pytest.mark.skipif(not TMUX, reason="needs tmux")
 @pytest.mark.parametrize("color", [True, False], ids=["color", "NO_COLOR"])
 def test_live_view_on_a_terminal(member, tmp_path, color):
     _, pid = member
-    socket = str(tmp_path / "tmux")
+    tmux = terminal(tmp_path / "tmux")
     setting = f"UDEDUP_DIR={os.environ['UDEDUP_DIR']}" + ("" if color else " NO_COLOR=1")
     command = f"env {setting} {sys.executable} -m udedup watch {pid} --interval 0.2; echo left $?; sleep 60"
-
-    def tmux(*words):
-        return subprocess.run([TMUX, "-S", socket, *words], capture_output=True, text=True, check=True).stdout
 
     def screen(*words):
         return tmux("capture-pane", "-p", *words)
@@ -242,15 +250,12 @@ def test_live_view_on_a_terminal(member, tmp_path, color):
 def test_live_estimate_on_a_small_terminal(spawn, tmp_path):
     """The keys stay in sight however little room there is; 80 columns hold the whole table."""
     pids = [spawn("pages", 16).pid for _ in range(3)]
-    socket = str(tmp_path / "tmux")
+    tmux = terminal(tmp_path / "tmux")
     command = (
         # readline, which pytest imports, sets both variables
         f"env -u LINES -u COLUMNS {sys.executable} -m udedup watch {' '.join(map(str, pids))} "
         "--interval 0.2; echo left $?; sleep 60"
     )
-
-    def tmux(*words):
-        return subprocess.run([TMUX, "-S", socket, *words], capture_output=True, text=True, check=True).stdout
 
     tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "22", command)
     try:
