@@ -19,6 +19,22 @@ static long map_plain(uint64_t at, uint64_t len, int fixed)
     return ud__sys(__NR_mmap, at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
 }
 
+/* The kernel unmaps the target of mremap before it looks for memory of its own: when that fails, the contents are
+ * copied back to where they were. 0, or -errno. */
+static int copy_back(long scratch, uint64_t at, uint64_t len, int prot)
+{
+    long r = map_plain(at, len, 0x100000 /* MAP_FIXED_NOREPLACE */);
+    if (ud__is_err(r))
+        return r == -EEXIST ? -ENOMEM : (int)r;
+    if (prot != (PROT_READ | PROT_WRITE))
+        ud__sys(__NR_mprotect, scratch, len, PROT_READ | PROT_WRITE);
+    __builtin_memcpy((void *)at, (const void *)scratch, len);
+    if (prot != (PROT_READ | PROT_WRITE))
+        ud__sys(__NR_mprotect, at, len, prot);
+    ud__sys(__NR_munmap, scratch, len);
+    return 0;
+}
+
 /* What the program has closed to itself is read by the door that asks no protection. 0 or -errno. */
 static long copy_closed(long to, uint64_t at, uint64_t len)
 {
@@ -42,8 +58,11 @@ static int unmerge_chunk(uint64_t at, uint64_t len, uint32_t flags)
     int prot = (flags & UD__VMA_R ? PROT_READ : 0) | (flags & UD__VMA_W ? PROT_WRITE : 0) | (flags & UD__VMA_X ? PROT_EXEC : 0);
     if (!r && prot != (PROT_READ | PROT_WRITE))
         r = ud__sys(__NR_mprotect, scratch, len, prot);
-    if (!r)
+    if (!r) {
         r = ud__sys(__NR_mremap, scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+        if (ud__is_err(r) && copy_back(scratch, at, len, prot) == 0)
+            r = 0;
+    }
     if (ud__is_err(r)) {
         ud__sys(__NR_munmap, scratch, len);
         return (int)r;
