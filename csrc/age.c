@@ -48,7 +48,7 @@ static enum mood mood(void)
 /* A page of a program that writes has to be a second old. */
 static int ripe(uint8_t state, enum mood m)
 {
-    if ((state & UD__PARITY) == ud__parity() || m == GROWING)
+    if ((state & UD__PARITY) == ud__parity() || m == GROWING || ud__hotness(state) == UD__HOT_LEFT)
         return 0;
     uint8_t age = (uint8_t)((ud__epoch() - state) >> UD__EPOCH_SHIFT & 3);
     return m == CALM || age >= 2;
@@ -75,6 +75,7 @@ static void age_block(uint32_t block, enum mood m)
             continue;
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift);
         if (hot || !ripe(s, m)) {
+            ud__pass.hot += ud__hotness(s) >= UD__HOT_LEFT - 1;
             young = 1;
             continue;
         }
@@ -94,6 +95,7 @@ static void age(void)
 {
     struct ud__ledger *l = &ud__a.ledger;
     enum mood m = mood();
+    ud__pass.hot = 0;
     for (uint32_t block = 0; block < l->hdr->block_count; block++)
         if (l->heads[block].vaddr && (l->heads[block].flags & UD__BLOCK_YOUNG))
             age_block(block, m);
@@ -189,20 +191,20 @@ static void not_present(uint64_t from, uint64_t to)
 static void another_chance(uint32_t block)
 {
     struct ud__ledger *l = &ud__a.ledger;
-    uint8_t exclusive[UD_BLOCK_PAGES];
+    uint8_t owners[UD_BLOCK_PAGES];
     int asked = 0;
     for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift), entry;
         uint8_t whole = ud__page_state(l, page, &entry), s = whole & UD_PG_MASK;
-        uint8_t count = whole >> UD__COUNT_SHIFT;
+        uint8_t count = whole >> UD__COUNT_SHIFT & 7;
         if (s == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0) {
             ud__page_set(l, page, (uint8_t)(UD_PG_STABLE | count << UD__COUNT_SHIFT), entry);
             ud__pass.changed++;
         } else if (s == UD_PG_SHARED) {
-            if (!asked && ud__track_exclusive(l->heads[block].vaddr, UD_BLOCK_PAGES, exclusive) < 0)
+            if (!asked && ud__track_owners(l->heads[block].vaddr, UD_BLOCK_PAGES, owners) < 0)
                 return;
             asked = 1;
-            if (exclusive[i])
+            if (owners[i] == UD__PAGE_OWN)
                 ud__pass_take(page, page + ud__page, 1);
         }
     }
@@ -216,7 +218,7 @@ static void refresh(void)
         const struct ud__area *a = &ud__pass.space.list[k];
         uint64_t at = a->start, known = a->start;
         while (!a->inode && at < a->end) {
-            long n = ud__track_present(&at, a->end, present, 64, 0);
+            long n = ud__track_present(&at, a->end, present, 64, a->library);
             for (long i = 0; i < n; i++) {
                 not_present(known, present[i].start);
                 uint64_t found = (present[i].end - present[i].start) >> ud__page_shift;

@@ -211,7 +211,7 @@ static void refuse_page(uint64_t page)
 {
     uint64_t entry;
     uint8_t state = ud__page_state(&ud__a.ledger, page, &entry);
-    uint8_t count = (uint8_t)((state >> UD__COUNT_SHIFT) + 1);
+    uint8_t count = (uint8_t)((state >> UD__COUNT_SHIFT & 7) + 1);
     if ((state & UD_PG_MASK) == UD_PG_STABLE)
         ud__page_set(&ud__a.ledger, page, (uint8_t)(UD_PG_REFUSED | (count < 6 ? count : 6) << UD__COUNT_SHIFT), entry);
 }

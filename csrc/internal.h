@@ -102,7 +102,12 @@ uint64_t ud__address_space(void) UD_HIDDEN;
 
 extern UD_HIDDEN atomic_int ud__busy_count;
 static inline void ud__busy_enter(void) { atomic_fetch_add_explicit(&ud__busy_count, 1, memory_order_seq_cst); }
-static inline void ud__busy_leave(void) { atomic_fetch_sub_explicit(&ud__busy_count, 1, memory_order_seq_cst); }
+extern UD_HIDDEN atomic_uint ud__mm_calls; /* raised by calls that may have changed the mappings */
+static inline void ud__busy_leave(void)
+{
+    atomic_fetch_add_explicit(&ud__mm_calls, 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&ud__busy_count, 1, memory_order_seq_cst);
+}
 int ud__merged_any(uint64_t start, uint64_t end) UD_HIDDEN;  /* maybe: bits may be stale, never missing */
 extern UD_HIDDEN atomic_int ud__merged_ever;                  /* 0: nothing was ever merged here */
 void ud__merged_clear(uint64_t start, uint64_t end) UD_HIDDEN;
@@ -129,7 +134,7 @@ struct ud__ledger {
     uint32_t free_cap, free_count;
 };
 #define UD_PG_MASK 7u
-#define UD__COUNT_SHIFT 3 /* above a REFUSED or STABLE state: how often it was refused, 0 to 6 */
+#define UD__COUNT_SHIFT 3 /* above a REFUSED or STABLE state: how often it was refused, 0 to 6; 3 bits */
 int ud__ledger_open(struct ud__ledger *l) UD_HIDDEN;
 void ud__ledger_close(struct ud__ledger *l) UD_HIDDEN;
 /* The block that holds the page at vaddr, made if missing and `make`. Index, or -1. */
@@ -379,15 +384,18 @@ int ud__track_register(uint64_t start, uint64_t end) UD_HIDDEN;
 long ud__track_untracked(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
 /* The same, whatever covers them. */
 long ud__track_all(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
-/* Ranges of written pages under tracking in [*at, end), write-protected again as they are told, at most
- * max_pages. Count, and *at moves on; -errno. */
+/* Ranges of written pages under tracking in [*at, end), pages of files among them, write-protected again as they are told,
+ * at most max_pages. Count, and *at moves on; -errno. */
 long ud__track_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
-/* Ranges of present anonymous pages in [*at, end) whatever their tracking. */
-long ud__track_present(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
+/* The same ranges, and nothing is armed. */
+long ud__track_peek(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
+/* Ranges of present anonymous pages in [*at, end) whatever their tracking; of_file: the mapping is one of a file. */
+long ud__track_present(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, int of_file) UD_HIDDEN;
 /* 1 if the page at start is part of a huge page. Either way *end is cut to where the answer holds. */
 int ud__track_huge(uint64_t start, uint64_t *end) UD_HIDDEN;
-/* out[i] = 1 if page i from vaddr on is mapped by this process alone. */
-int ud__track_exclusive(uint64_t vaddr, uint32_t npages, uint8_t *out) UD_HIDDEN;
+/* Whose page i from vaddr on is, into out[i]: of fork relatives too, this process's alone, or a file's (a segment's). */
+enum { UD__PAGE_OF_RELATIVES, UD__PAGE_OWN, UD__PAGE_OF_FILE };
+int ud__track_owners(uint64_t vaddr, uint32_t npages, uint8_t *out) UD_HIDDEN;
 
 /* Digests npages pages from each range into out (one after another); faulted[i] = 1 where memory was gone. */
 int ud__reader_digest(const struct ud__range *r, size_t n, uint64_t *out, uint8_t *faulted) UD_HIDDEN;

@@ -250,6 +250,7 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
         j->hold.t = held_table;
         r = hold_somehow(j, share_files);
     }
+    atomic_fetch_add(&ud__mm_calls, 1);
     ud__job_unlock(&before);
     return r;
 }

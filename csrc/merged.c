@@ -22,6 +22,7 @@ struct table {
 };
 
 UD_HIDDEN atomic_int ud__busy_count;
+UD_HIDDEN atomic_uint ud__mm_calls;
 UD_HIDDEN atomic_int ud__merged_ever;
 
 static struct table *_Atomic current;

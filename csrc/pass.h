@@ -6,6 +6,9 @@
 
 #define UD__PARITY 8u     /* in a VOLATILE page's state: odd or even pass set it */
 #define UD__EPOCH_SHIFT 4 /* and two bits of the second it was set in */
+#define UD__HOT_SHIFT 6   /* and how often it was written before, see hot.c */
+#define UD__HOT_LEFT 3u
+#define UD__AGE_SHIFT 6   /* in a STABLE or REFUSED page's: how often it was digested and found the same */
 #define UD__BLOCK_YOUNG 1u /* in a block head's flags: it has VOLATILE pages to age. The rest is heat.c's */
 
 struct ud__pass {
@@ -19,6 +22,9 @@ struct ud__pass {
     uint64_t written;     /* pages in this pass */
     uint64_t fresh;       /* of those, pages never seen before */
     uint64_t grew_us;     /* since when the program grows without a pause; 0: it does not */
+    uint64_t hot;         /* pages of heat 2 and more at the end of the last pass */
+    uint64_t hot_second;  /* of the last pass */
+    uint16_t due;         /* slots of blocks whose hot pages are looked at in this pass */
     int phase;
     int thorough;         /* this pass reads the mappings and looks at untracked pages too */
     int force_resync;
@@ -32,11 +38,17 @@ extern UD_HIDDEN struct ud__pass ud__pass;
 static inline uint8_t ud__parity(void) { return ud__pass.number & 1 ? UD__PARITY : 0; }
 static inline uint8_t ud__epoch(void) { return (uint8_t)((ud__pass.began_us >> 20 & 3) << UD__EPOCH_SHIFT); }
 
+static inline unsigned ud__hotness(uint8_t state) { return state >> UD__HOT_SHIFT; }
+
+/* hot.c. As ud__track_written, but pages that are left are neither told nor armed. */
+long ud__hot_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages) UD_HIDDEN;
+void ud__hot_begin(void) UD_HIDDEN;                       /* of a pass, once began_us is set */
+int ud__hot_left(uint8_t state, uint64_t page) UD_HIDDEN; /* 1: not to be read in this pass */
+
 /* Digests what may be merged in [start, end) and notes it. 0 or -errno. (scan.c) */
 int ud__pass_take(uint64_t start, uint64_t end, int written) UD_HIDDEN;
 int ud__pass_flush(void) UD_HIDDEN;
 void ud__pass_end(void) UD_HIDDEN; /* age.c */
-
 
 /* heat.c: what splits soon after its merge must be left alone for longer before the next one. */
 void ud__heat_merged(uint64_t vaddr, uint64_t pages) UD_HIDDEN; /* a plan was carried out there */

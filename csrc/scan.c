@@ -26,7 +26,7 @@ static struct buffers {
     struct ud__range todo[TODO_RANGES];
     uint64_t digest[TODO_PAGES];
     uint8_t gone[TODO_PAGES];
-    uint8_t exclusive[TODO_PAGES];
+    uint8_t owners[TODO_PAGES];
 } *b;
 static size_t todo_count, todo_pages;
 static int todo_written;
@@ -42,23 +42,36 @@ static void set(uint64_t page, uint8_t state, uint64_t entry)
     }
 }
 
+/* An untracked page that is the same as before. A VOLATILE one keeps the marks of an earlier pass: age.c promotes it. */
+static void stayed(uint64_t page, uint8_t state)
+{
+    struct ud__ledger *l = &ud__a.ledger;
+    int64_t block = ud__ledger_block(l, page, 0);
+    if (block >= 0 && (state & UD_PG_MASK) != UD_PG_VOLATILE && state >> UD__AGE_SHIFT < 3)
+        l->states[(size_t)block * UD_BLOCK_PAGES + ((page % ud__block_bytes()) >> ud__page_shift)] += 1u << UD__AGE_SHIFT;
+}
+
 /* What a fresh digest of a page means. */
 static void judge(uint64_t page, uint64_t digest, int written)
 {
     uint64_t entry = 0;
-    uint8_t old = ud__page_state(&ud__a.ledger, page, &entry) & UD_PG_MASK;
+    uint8_t state = ud__page_state(&ud__a.ledger, page, &entry), old = state & UD_PG_MASK;
     if (old == UD_PG_MERGED) {
         ud__a.ledger.hdr->pages_split++;
         ud__heat_split(page);
     }
     int same = entry == digest && (old == UD_PG_VOLATILE || old == UD_PG_STABLE || old == UD_PG_REFUSED);
-    if (written || !same) {
-        set(page, (uint8_t)(UD_PG_VOLATILE | ud__parity() | ud__epoch()), digest);
-        ud__pass.written++;
-        ud__a.ledger.hdr->pages_written++;
-        ud__pass.fresh += old == UD_PG_NONE;
+    if (!written && same && !(old == UD_PG_VOLATILE && ud__hotness(state) == UD__HOT_LEFT)) {
+        stayed(page, state);
+        return;
     }
-    /* an untracked page that stayed the same keeps the marks of an earlier pass: age.c promotes it */
+    unsigned most = written || same ? UD__HOT_LEFT - 1 : UD__HOT_LEFT; /* untracked pages are not left by hot.c */
+    unsigned hot = old == UD_PG_VOLATILE && ud__a.knobs.smart_scan ? ud__hotness(state) + 1 : 0;
+    hot = hot < most ? hot : most;
+    set(page, (uint8_t)(UD_PG_VOLATILE | ud__parity() | ud__epoch() | hot << UD__HOT_SHIFT), digest);
+    ud__pass.written++;
+    ud__a.ledger.hdr->pages_written++;
+    ud__pass.fresh += old == UD_PG_NONE;
 }
 
 int ud__pass_flush(void)
@@ -100,40 +113,42 @@ static int todo_add(uint64_t start, uint64_t end, int written)
     return 0;
 }
 
-/* Smart scan, where every pass must read everything: an old, calm page is looked at in one pass of four. */
+/* Smart scan, where every pass must read everything: a page that stays the same is read in every 2nd, 4th, 8th, 16th pass,
+ * one that always changes is left for longer. */
 static int skip(uint64_t page, int written, int unknown_only)
 {
     if (unknown_only)
         return (ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK) != UD_PG_NONE;
     if (written || !ud__a.knobs.smart_scan || ud__a.ledger.hdr->track_kind == UD_TRACK_UFFD)
         return 0;
-    uint8_t old = ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK;
-    if (old != UD_PG_STABLE && old != UD_PG_REFUSED)
-        return 0;
-    int due = ((ud__pass.number + (page >> ud__page_shift)) & 3) == 0;
-    ud__a.ledger.hdr->pages_skipped += !due;
-    return !due;
+    uint8_t state = ud__page_state(&ud__a.ledger, page, NULL), old = state & UD_PG_MASK;
+    int left = ud__hot_left(state, page);
+    if (old == UD_PG_STABLE || old == UD_PG_REFUSED)
+        left = ((ud__pass.number + (page >> ud__page_shift)) & ((2u << (state >> UD__AGE_SHIFT)) - 1)) != 0;
+    ud__a.ledger.hdr->pages_skipped += (uint64_t)left;
+    return left;
 }
 
 /* Pages that fork relatives share already are noted and left; the rest is lined up for the reader. */
-static int take_exclusive(uint64_t start, uint64_t end, int written, int unknown_only)
+static int take_own(uint64_t start, uint64_t end, int written, int unknown_only)
 {
     while (start < end) {
         uint32_t n = (uint32_t)((end - start) >> ud__page_shift);
         if (n > TODO_PAGES)
             n = TODO_PAGES;
-        if (ud__track_exclusive(start, n, b->exclusive) < 0)
-            __builtin_memset(b->exclusive, 1, n);
+        if (ud__track_owners(start, n, b->owners) < 0)
+            __builtin_memset(b->owners, UD__PAGE_OWN, n);
         uint64_t from = start;
         for (uint32_t i = 0; i <= n; i++) {
             uint64_t page = start + ((uint64_t)i << ud__page_shift);
-            if (i < n && b->exclusive[i] && !skip(page, written, unknown_only))
+            if (i < n && b->owners[i] == UD__PAGE_OWN && !skip(page, written, unknown_only))
                 continue;
             int r = from < page ? todo_add(from, page, written) : 0;
             if (r)
                 return r;
             from = page + ud__page;
-            if (i < n && !b->exclusive[i] && (ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK) != UD_PG_SHARED)
+            if (i < n && b->owners[i] == UD__PAGE_OF_RELATIVES &&
+                (ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK) != UD_PG_SHARED)
                 set(page, UD_PG_SHARED, 0);
         }
         start += (uint64_t)n << ud__page_shift;
@@ -152,7 +167,7 @@ int ud__pass_take(uint64_t start, uint64_t end, int written)
         while (at < to) {
             uint64_t piece = to;
             if (ud__region_allows(at, &piece, ud__advised_only())) {
-                int r = take_exclusive(at, piece, written, !written && ud__pass.renew && a->tracked);
+                int r = take_own(at, piece, written, !written && ud__pass.renew && a->tracked);
                 if (r)
                     return r;
             }
@@ -190,11 +205,12 @@ static int begin(void)
     ud__pass.renew = regions != ud__pass.regions;
     ud__pass.regions = regions;
     ud__pass.thorough = thorough();
-    int r = ud__pass.thorough ? ud__space_read(&ud__pass.space) : 0;
+    int r = !ud__pass.thorough ? 0 : ud__pass.force_resync ? ud__space_read(&ud__pass.space) : ud__space_look(&ud__pass.space);
     if (r)
         return r;
     ud__pass.began_us = ud__now_us();
     ud__pass.written = ud__pass.fresh = 0;
+    ud__hot_begin();
     ud__pass.zero_digest = ud__zero_digest();
     ud__pass.at = 0;
     ud__pass.phase = WRITTEN;
@@ -204,7 +220,7 @@ static int begin(void)
 static long one_phase(int written)
 {
     long (*tell)(uint64_t *, uint64_t, struct ud__range *, size_t, uint64_t) =
-        written ? ud__track_written : ud__pass.renew ? ud__track_all : ud__track_untracked;
+        written ? ud__hot_written : ud__pass.renew ? ud__track_all : ud__track_untracked;
     long n = tell(&ud__pass.at, TOP, b->ranges, RANGES, ud__a.knobs.pages_to_scan);
     if (n < 0)
         return n;

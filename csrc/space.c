@@ -1,5 +1,7 @@
 /* space.c: lists the areas a pass may look at, and puts them under write tracking.
  *
+ * Reading them costs 1.3 us a mapping, so it is not done while nothing speaks for a change.
+ *
  * Guarantees: an area is private anonymous rw memory, data of a library, or a merged mapping of ours; the agent's own
  * memory and the main stack are not in it. Stacks of other threads are known only in a hold, and
  * are refused there.
@@ -8,6 +10,7 @@
 #include "space.h"
 
 #define SMALL_AREA 16u /* pages: not tracked at first sight, it may be gone tomorrow */
+#define TRUST_LOOKS 8u /* a change that leaves all sizes as they were is found after so many */
 
 extern unsigned long getauxval(unsigned long);
 
@@ -38,12 +41,20 @@ const struct ud__area *ud__space_find(const struct ud__space *s, uint64_t addr)
     return lo < s->count ? &s->list[lo] : NULL;
 }
 
-static void track(struct ud__area *a)
+/* Small areas and merged ones must have been there for a while; data of libraries, and small merged areas, must
+ * have pages of their own (scan.c counts them). Untracked they are looked at page by page in each thorough pass. */
+static int worth_tracking(struct ud__space *s, const struct ud__area *a)
 {
-    uint64_t pages = (a->end - a->start) >> ud__page_shift;
-    if (a->tracked || a->hopeless || (pages < SMALL_AREA && a->seen < 2))
-        return;
-    if ((a->inode || a->library) && a->seen < 2) /* only once it has pages of its own, see scan.c */
+    int small = (a->end - a->start) >> ud__page_shift < SMALL_AREA;
+    if (a->seen >= 2 || !(small || a->inode || a->library))
+        return 1;
+    s->unripe |= !a->library && !(a->inode && small);
+    return 0;
+}
+
+static void track(struct ud__space *s, struct ud__area *a)
+{
+    if (a->tracked || a->hopeless || !worth_tracking(s, a))
         return;
     int r = ud__track_register(a->start, a->end);
     a->tracked = r == 0;
@@ -55,7 +66,8 @@ static void inherit(struct ud__area *a, const struct ud__space *before)
 {
     const struct ud__area *b = ud__space_find(before, a->start);
     if (b && b->start == a->start && b->end == a->end && b->inode == a->inode && b->offset == a->offset) {
-        a->seen = b->seen + (a->inode == 0 && !a->library);
+        int small = (a->end - a->start) >> ud__page_shift < SMALL_AREA;
+        a->seen = b->seen + (!a->library && !(a->inode && small));
         a->tracked = b->tracked;
         a->hopeless = b->hopeless;
     }
@@ -68,13 +80,37 @@ static uint64_t mix(uint64_t h, const struct ud__vma *v)
     return (h ^ v->inode ^ v->offset << 20) * 0x165667b19e3779f9ull + (h >> 29);
 }
 
+/* Changes with nearly every change of the mappings: sizes by statm, calls by the interposers and jobs. */
+static uint64_t sizes(void)
+{
+    char buf[128];
+    uint64_t sum = atomic_load(&ud__mm_calls);
+    const char *at = buf;
+    if (ud__read_fd(ud__a.statmfd, buf, sizeof buf) <= 0)
+        return 0;
+    for (int field = 1; field <= 6; field++) { /* 1 is the whole, 6 writable private memory */
+        uint64_t pages = ud__get_dec(&at);
+        if (field == 1 || field == 6)
+            sum = sum * 0x9e3779b97f4a7c15ull + pages;
+        at += *at == ' ';
+    }
+    return sum;
+}
+
+int ud__space_look(struct ud__space *s)
+{
+    if (s->count && !s->unripe && ++s->trusted < TRUST_LOOKS && s->sizes && s->sizes == sizes())
+        return 0;
+    return ud__space_read(s);
+}
+
 int ud__space_read(struct ud__space *s)
 {
     struct ud__space before = *s;
     uint64_t in_stack = getauxval(25 /* AT_RANDOM: lies in the main stack */);
     struct ud__vma v;
     int r = ud__maps_refresh(&ud__a.maps);
-    *s = (struct ud__space){0};
+    *s = (struct ud__space){.sizes = sizes()};
     for (uint64_t at = 0; r == 0 && ud__maps_find(&ud__a.maps, at, &v) == 0; at = v.end) {
         ud__vma_learn(&v);
         if (!ud__vma_mergeable(&v) || (v.start <= in_stack && in_stack < v.end) || ud__own_overlaps(v.start, v.end))
@@ -86,7 +122,7 @@ int ud__space_read(struct ud__space *s)
         a->library = v.inode && !ud__vma_is_segment(&v);
         a->inode = a->library ? 0 : v.inode;
         inherit(a, &before);
-        track(a);
+        track(s, a);
         s->signature = mix(s->signature, &v);
         s->bytes += v.end - v.start;
         s->tracked += a->tracked ? v.end - v.start : 0;
