@@ -10,6 +10,8 @@
 #define GROWTH_PAGES 32        /* new pages in a pass: the program grows */
 #define CALM_PAGES 256         /* written pages in a pass: it does next to nothing */
 #define PATIENCE_US 15000000u
+#define GIVE_BACK_PASSES 4 /* merged mappings in which nothing is merged any more are looked for */
+#define GIVE_BACK_MAX 64u  /* of them at a time */
 #define REFRESH_PASSES 16 /* presence, fork sharing and refusals are looked at again */
 
 static void zero_add(uint64_t page)
@@ -240,6 +242,38 @@ static void refresh(void)
     ud__pass_flush();
 }
 
+/* Is each page of a merged mapping written, so that it is the program's own? */
+static int all_split(const struct ud__area *a)
+{
+    for (uint64_t page = a->start; page < a->end; page += ud__page) {
+        uint8_t s = ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK;
+        if (s != UD_PG_VOLATILE && s != UD_PG_STABLE && s != UD_PG_REFUSED)
+            return 0;
+    }
+    return 1;
+}
+
+/* Such a mapping shares nothing, and keeps the memory of its segment from being freed. */
+static void give_back_split(void)
+{
+    static uint64_t before;
+    uint64_t now = ud__a.ledger.hdr->pages_split + ud__a.ledger.hdr->pages_merged; /* compaction leaves such pieces too */
+    struct ud_run runs[GIVE_BACK_MAX];
+    uint32_t n = 0;
+    if (now == before)
+        return;
+    for (size_t k = 0; k < ud__pass.space.count && n < GIVE_BACK_MAX; k++) {
+        const struct ud__area *a = &ud__pass.space.list[k];
+        uint64_t pages = (a->end - a->start) >> ud__page_shift;
+        if (a->inode && pages < 1u << UD_SLOT_BITS && all_split(a))
+            runs[n++] = (struct ud_run){.vaddr = a->start, .npages = (uint32_t)pages};
+    }
+    if (n < GIVE_BACK_MAX)
+        before = now;
+    if (n)
+        ud__plan_unmerge(runs, n);
+}
+
 void ud__pass_end(void)
 {
     struct ud__pass *p = &ud__pass;
@@ -251,6 +285,8 @@ void ud__pass_end(void)
     }
     if (p->number % REFRESH_PASSES == 0 || p->number == 2)
         refresh();
+    if (p->thorough && p->number % GIVE_BACK_PASSES == 0)
+        give_back_split();
     ud__a.ledger.hdr->private_bytes = p->space.bytes;
     ud__a.ledger.hdr->vmas_used = p->space.merged_areas;
     ud__a.ledger.hdr->tracked_pages = (uint32_t)(p->space.tracked >> ud__page_shift);

@@ -11,6 +11,8 @@ from udedup.merger import wire
 
 HERE = 0x7F0000000000
 PLENTY = 1 << 30
+#: UDEDUP_TEST_CYCLES=100000 is a day of churn, and takes some minutes.
+CYCLES = int(os.environ.get("UDEDUP_TEST_CYCLES", "1500"))
 
 
 def free_idle(bench: Bench) -> None:
@@ -149,13 +151,13 @@ def test_no_run_is_cut_for_a_page_that_is_stored_twice(bench: Bench) -> None:
 
 
 def test_a_day_of_churn_leaves_nothing(bench: Bench) -> None:
-    """Sessions register, merge, split and leave, 1500 times: store, descriptors and memory stay flat."""
+    """Sessions register, merge, split and leave: store, descriptors and memory stay flat."""
     rng = random.Random(5)
     base = bench.join()[1]
     base.write(HERE, [page(1 + i) for i in range(64)])
     peaks: list[int] = []
     memory: list[int] = []
-    for cycle in range(1500):
+    for cycle in range(CYCLES):
         sid, process = bench.join(FakeProcess(capacity=512))
         process.write(HERE, [page(1 + i) for i in range(64)])
         process.write(HERE + (1 << 30), [page(rng.randrange(1 << 30)) for _ in range(16)])
