@@ -287,8 +287,8 @@ void ud__pass_end(void)
         refresh();
     if (p->thorough && p->number % GIVE_BACK_PASSES == 0)
         give_back_split();
+    ud__budget_keep();
     ud__a.ledger.hdr->private_bytes = p->space.bytes;
-    ud__a.ledger.hdr->vmas_used = p->space.merged_areas;
     ud__a.ledger.hdr->tracked_pages = (uint32_t)(p->space.tracked >> ud__page_shift);
     const struct ud__ledger *l = &ud__a.ledger;
     l->hdr->metadata_bytes = (uint64_t)l->hdr->block_count * (sizeof *l->heads + 9 * UD_BLOCK_PAGES) +

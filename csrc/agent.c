@@ -92,6 +92,7 @@ static void close_all(void)
 {
     ud__link_close();
     ud__scan_reset();
+    ud__budget_close();
     ud__track_close();
     ud__maps_close(&ud__a.maps);
     ud__ledger_close(&ud__a.ledger);
@@ -178,6 +179,8 @@ static void serve_until(uint64_t when)
         if (atomic_load(&ud__a.leave) || ud__a.sock < 0)
             return;
         /* short naps: ud_leave has no other way to be heard */
+        if (ud__budget_urgent())
+            return;
         if (now < when && !ud__link_wait(when - now < NAP_US ? when - now : NAP_US))
             continue;
         int r = ud__link_serve();
@@ -187,7 +190,7 @@ static void serve_until(uint64_t when)
         }
         if (r == 0 && ud__now_us() >= when)
             return;
-        if (ud__a.kicked && r == 1)
+        if ((ud__a.kicked && r == 1) || ud__budget_urgent())
             return;
     }
 }
@@ -207,6 +210,8 @@ static void loop(void)
             ud__sys(__NR_exit_group, 0);
         if (credentials_changed())
             return;
+        if (ud__budget_urgent())
+            ud__budget_look();
         if (ud__a.sock < 0) {
             if (ud__link_open() < 0) {
                 ud__link_wait(retry);

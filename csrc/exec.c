@@ -92,22 +92,6 @@ static void note_pause(uint64_t us)
         h->freeze_us_max = us;
 }
 
-/* Mappings merging may still add: its share of the limit, less what it uses. */
-static int64_t vmas_left(void)
-{
-    struct ud_ledger_header *h = ud__a.ledger.hdr;
-    h->vmas_budget = (uint32_t)(ud__a.max_maps * ud__a.knobs.vma_share / 100);
-    return (int64_t)h->vmas_budget - 2 * (int64_t)h->vmas_used;
-}
-
-/* The scarcer mappings become, the longer a run must be to be worth one. */
-static uint32_t price(int64_t left)
-{
-    int64_t budget = ud__a.ledger.hdr->vmas_budget;
-    uint32_t least = left > budget / 2 ? 1 : left > budget / 3 ? 2 : left > budget / 6 ? 4 : left > budget / 16 ? 16 : 64;
-    return least > ud__a.knobs.min_run ? least : ud__a.knobs.min_run;
-}
-
 static int pieces_ready(void)
 {
     if (!pieces)
@@ -164,12 +148,15 @@ static void run_batches(struct ud__job *j)
         if (kb != j->vmlck)
             ud__locked_mark(ud__a.pid);
         j->vmlck = kb;
-        j->vmas_left = vmas_left() - j->vmas;
-        j->min_run = price(j->vmas_left);
+        uint32_t before = j->vmas, least;
+        j->vmas_left = ud__budget_left();
+        least = ud_shortest_run(ud__a.ledger.hdr->vmas_budget, j->vmas_left);
+        j->min_run = least > ud__a.knobs.min_run ? least : ud__a.knobs.min_run;
         j->budget_us = work_us();
         j->hold.deadline_us = ud__now_us() + 20000 + 10ull * ud__a.knobs.freeze_max_us;
         int r = ud__job_run(j, atomic_load(&ud__a.tid), 1);
         ud__merged_reap();
+        ud__budget_spent(j->vmas - before);
         if (r == -ECHILD)
             ud__scan_resync();
         else if (r == 0 && j->cause_begin < 0) {
@@ -353,7 +340,7 @@ static uint32_t all_merged(void)
     if (ud__maps_refresh(&ud__a.maps))
         return 0;
     for (uint64_t at = 0; n < PIECES_MAX && ud__maps_find(&ud__a.maps, at, &v) == 0; at = v.end)
-        if (ud__vma_is_segment(&v))
+        if (ud__vma_is_segment(&v) && !(n && ud__run_joins(pieces[n - 1].vaddr, &pieces[n - 1].npages, v.start, v.end)))
             pieces[n++] = (struct ud__piece){v.start, (uint32_t)((v.end - v.start) >> ud__page_shift), 0};
     return n;
 }

@@ -37,6 +37,7 @@ static void in_child(void)
     ud__a.maps = (struct ud__maps){.fd = -1};
     ud__segment_reset(0);
     ud__scan_forked();
+    ud__budget_forked();
     ud__exec_forked();
     ud__link_forked();
     ud__job_forked();

@@ -295,6 +295,20 @@ int ud__discard_range(uint64_t start, uint64_t end) UD_HIDDEN;
 int ud__recognised(const struct ud__vma *v, uint64_t page) UD_HIDDEN;
 int ud__in_heap(uint64_t addr) UD_HIDDEN; /* growth.c: between the first and the current end of brk */
 
+/* ---- budget.c: mappings ------------------------------------------------------------------------------------------------ */
+
+void ud__budget_read(uint32_t all, uint32_t ours) UD_HIDDEN; /* agent: mappings there are; of these, merging added */
+void ud__budget_spent(uint32_t vmas) UD_HIDDEN;              /* agent: a job added so many */
+int64_t ud__budget_left(void) UD_HIDDEN;                     /* mappings merging may still add; below 0: has too many */
+void ud__budget_forked(void) UD_HIDDEN;
+void ud__budget_close(void) UD_HIDDEN;
+void ud__budget_keep(void) UD_HIDDEN;                        /* agent, after a reading: gives back what is over */
+int ud__budget_urgent(void) UD_HIDDEN;                       /* agent: 1 if it should look at once */
+void ud__budget_look(void) UD_HIDDEN;                        /* reads the mappings, gives back what is over */
+void ud__budget_note(int32_t mappings) UD_HIDDEN;            /* interposers: the program made or removed some */
+/* Interposers, outside busy, after ENOMEM: 1 if mappings were given back, and the call is worth another try. */
+int ud__budget_make_room(void) UD_HIDDEN;
+
 /* ---- regions.c: what the program asked for ----------------------------------------------------------------------- */
 
 enum { UD__REG_MERGE = 1, UD__REG_KEEP_OUT = 2 };
@@ -446,6 +460,8 @@ void ud__inode_unlearn(uint64_t inode) UD_HIDDEN;
 void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, int *fd) UD_HIDDEN;
 void ud__plan_merge(const struct ud_msg_runs *m, int fd, struct ud_msg_result *res) UD_HIDDEN;
 uint32_t ud__plan_unmerge(const struct ud_run *runs, uint32_t nruns) UD_HIDDEN; /* 0 runs: everything */
+/* 1 if [start, end) lies so close behind the run that it now reaches over it: given back together, one mapping is left. */
+int ud__run_joins(uint64_t vaddr, uint32_t *npages, uint64_t start, uint64_t end) UD_HIDDEN;
 void ud__plan_zero(const struct ud__range *r, size_t n) UD_HIDDEN;
 void ud__note_cause(int cause, uint64_t pages) UD_HIDDEN;
 

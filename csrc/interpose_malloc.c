@@ -211,6 +211,11 @@ void ud__malloc_release(void)
 
 /* ---- blocks ------------------------------------------------------------------------------------------------------------------- */
 
+static long map_block(uint64_t pages)
+{
+    return ud__sys(__NR_mmap, 0, pages << ud__page_shift, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
 static void *block_new(size_t bytes, int zeroed)
 {
     uint64_t pages = (bytes + ud__page - 1) >> ud__page_shift, got = 0;
@@ -220,7 +225,9 @@ static void *block_new(size_t bytes, int zeroed)
     if (addr && zeroed)
         memset((void *)addr, 0, got << ud__page_shift);
     if (!addr) {
-        long p = ud__sys(__NR_mmap, 0, pages << ud__page_shift, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        long p = map_block(pages);
+        if (ud__is_err(p) && ud__budget_make_room())
+            p = map_block(pages);
         if (ud__is_err(p))
             return NULL;
         addr = (uint64_t)p;
@@ -300,6 +307,9 @@ static void *block_resize(void *p, uint64_t pages, size_t bytes)
     return block_move(p, pages, bytes);
 }
 
+/* Has malloc behind us run into the limit of mappings, and did merging give some back? */
+static inline int again(const void *p) { return UD_UNLIKELY(!p) && errno == ENOMEM && ud__budget_make_room(); }
+
 /* ---- the interposed calls ---------------------------------------------------------------------------------------------------------- */
 
 UD_API void *malloc(size_t bytes)
@@ -310,7 +320,8 @@ UD_API void *malloc(size_t bytes)
         if (p)
             return p;
     }
-    return behind()->malloc(bytes);
+    void *p = behind()->malloc(bytes);
+    return again(p) ? behind()->malloc(bytes) : p;
 }
 
 UD_API void *calloc(size_t n, size_t size)
@@ -322,7 +333,8 @@ UD_API void *calloc(size_t n, size_t size)
         if (p)
             return p;
     }
-    return behind()->calloc(n, size);
+    void *p = behind()->calloc(n, size);
+    return again(p) ? behind()->calloc(n, size) : p;
 }
 
 UD_API void free(void *p)
@@ -342,8 +354,10 @@ UD_API void *realloc(void *p, size_t bytes)
     if (UD_LIKELY(!pages)) {
         size_t have;
         watch_heap();
-        if (UD_LIKELY(!bytes || !resize_would_show(p, &have)))
-            return behind()->realloc(p, bytes);
+        if (UD_LIKELY(!bytes || !resize_would_show(p, &have))) {
+            void *r = behind()->realloc(p, bytes);
+            return bytes && again(r) ? behind()->realloc(p, bytes) : r;
+        }
         void *fresh = malloc(bytes);
         if (fresh) {
             memcpy(fresh, p, have < bytes ? have : bytes);
@@ -378,7 +392,8 @@ UD_API void *memalign(size_t align, size_t bytes)
         if (p)
             return p;
     }
-    return behind()->memalign(align, bytes);
+    void *p = behind()->memalign(align, bytes);
+    return again(p) ? behind()->memalign(align, bytes) : p;
 }
 
 UD_API void *aligned_alloc(size_t align, size_t bytes) { return memalign(align, bytes); }

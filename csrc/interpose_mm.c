@@ -58,22 +58,34 @@ static void open_trap(uint64_t start, uint64_t len)
 
 static int ever(void) { return UD_UNLIKELY(atomic_load_explicit(&ud__merged_ever, memory_order_acquire)); }
 
+static long mmap_fixed(void *addr, size_t len, int prot, int flags, int fd, off_t off)
+{
+    ud__busy_enter();
+    settle((uint64_t)addr, len);
+    long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
+    if (!ud__is_err(r)) {
+        ud__region_unmap((uint64_t)r, up((uint64_t)r + len));
+        if (ever())
+            ud__merged_clear((uint64_t)r, up((uint64_t)r + len));
+    }
+    ud__busy_leave();
+    ud__budget_note(!ud__is_err(r));
+    return r;
+}
+
 static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
     int replaces = flags & MAP_FIXED && !(flags & 0x100000 /* MAP_FIXED_NOREPLACE */);
     if (UD_UNLIKELY(replaces)) {
-        ud__busy_enter();
-        settle((uint64_t)addr, len);
-        long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
-        if (!ud__is_err(r)) {
-            ud__region_unmap((uint64_t)r, up((uint64_t)r + len));
-            if (ever())
-                ud__merged_clear((uint64_t)r, up((uint64_t)r + len));
-        }
-        ud__busy_leave();
+        long r = mmap_fixed(addr, len, prot, flags, fd, off);
+        if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+            r = mmap_fixed(addr, len, prot, flags, fd, off);
         return (void *)out(r);
     }
     long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
+    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+        r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
+    ud__budget_note(!ud__is_err(r));
     if (UD_UNLIKELY(flags & MAP_GROWSDOWN && !ud__is_err(r))) /* a piece of a segment would not grow */
         ud__region_mark((uint64_t)r, up((uint64_t)r + len), UD__REG_KEEP_OUT);
     if (!ud__is_err(r) && flags & MAP_PRIVATE && flags & MAP_ANONYMOUS && prot & PROT_WRITE)
@@ -91,7 +103,7 @@ UD_API void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t
     return do_mmap(addr, len, prot, flags, fd, off);
 }
 
-UD_API int munmap(void *addr, size_t len)
+static long do_munmap(void *addr, size_t len)
 {
     ud__busy_enter();
     settle((uint64_t)addr, len);
@@ -101,8 +113,17 @@ UD_API int munmap(void *addr, size_t len)
         if (ever())
             ud__merged_clear((uint64_t)addr, up((uint64_t)addr + len));
         ud__note_growth(-(int64_t)len);
+        ud__budget_note(-1);
     }
     ud__busy_leave();
+    return r;
+}
+
+UD_API int munmap(void *addr, size_t len)
+{
+    long r = do_munmap(addr, len);
+    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room()) /* it would have cut a mapping in two */
+        r = do_munmap(addr, len);
     return (int)out(r);
 }
 
@@ -148,17 +169,10 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
     return -EFAULT;
 }
 
-UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
+static long do_mremap(void *addr, size_t old_len, size_t new_len, int flags, void *to)
 {
-    void *to = NULL;
-    if (flags & MREMAP_FIXED || flags & 4 /* MREMAP_DONTUNMAP */) {
-        va_list ap;
-        va_start(ap, flags);
-        to = va_arg(ap, void *);
-        va_end(ap);
-    }
     if (pure_move(old_len, new_len, flags) || (ever() && moves_or_grows(old_len, new_len, flags)))
-        return (void *)out(remap_across((uint64_t)addr, old_len, new_len, flags, to));
+        return remap_across((uint64_t)addr, old_len, new_len, flags, to);
     ud__busy_enter();
     open_trap((uint64_t)addr, up(old_len));
     if (flags & MREMAP_FIXED)
@@ -173,6 +187,21 @@ UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
     ud__busy_leave();
     if (r == -EFAULT && atomic_load(&ud__a.state) != UD__AGENT_NONE) /* tracking has made several mappings of one */
         r = remap_across((uint64_t)addr, old_len, new_len, flags, to);
+    return r;
+}
+
+UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
+{
+    void *to = NULL;
+    if (flags & MREMAP_FIXED || flags & 4 /* MREMAP_DONTUNMAP */) {
+        va_list ap;
+        va_start(ap, flags);
+        to = va_arg(ap, void *);
+        va_end(ap);
+    }
+    long r = do_mremap(addr, old_len, new_len, flags, to);
+    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+        r = do_mremap(addr, old_len, new_len, flags, to);
     return (void *)out(r);
 }
 
@@ -224,14 +253,23 @@ static long do_madvise(uint64_t start, uint64_t end, int advice)
     }
 }
 
-UD_API int mprotect(void *addr, size_t len, int prot)
+static long do_mprotect(void *addr, size_t len, int prot)
 {
     if (UD_LIKELY(!atomic_load_explicit(&ud__trap_on, memory_order_acquire)))
-        return (int)out(ud__sys(__NR_mprotect, addr, len, prot));
+        return ud__sys(__NR_mprotect, addr, len, prot);
     ud__busy_enter();
     settle((uint64_t)addr, len);
     long r = ud__sys(__NR_mprotect, addr, len, prot);
     ud__busy_leave();
+    return r;
+}
+
+UD_API int mprotect(void *addr, size_t len, int prot)
+{
+    long r = do_mprotect(addr, len, prot);
+    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+        r = do_mprotect(addr, len, prot);
+    ud__budget_note(r == 0);
     return (int)out(r);
 }
 
@@ -243,7 +281,10 @@ UD_API int madvise(void *addr, size_t len, int advice)
         return (int)out(ud__sys(__NR_madvise, addr, len, advice));
     if (ours && (advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE))
         return (int)out(ud_advise(addr, end - start, advice));
-    return (int)out(do_madvise(start, end, advice));
+    long r = do_madvise(start, end, advice);
+    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+        r = do_madvise(start, end, advice);
+    return (int)out(r);
 }
 
 UD_API int prctl(int option, ...)

@@ -80,6 +80,13 @@ enum ud_cause {
 enum ud_hold_kind { UD_HOLD_NONE = 0, UD_HOLD_PTRACE = 1, UD_HOLD_SIGNAL = 2, UD_HOLD_MPROTECT = 3 };
 enum ud_track_kind { UD_TRACK_NONE = 0, UD_TRACK_DIGEST = 1, UD_TRACK_UFFD = 2 };
 
+/* The shortest run worth its mappings, when `left` of a budget are left: the scarcer, the longer. */
+static inline uint32_t ud_shortest_run(uint32_t budget, int64_t left)
+{
+    int64_t b = budget;
+    return left > b / 8 ? 1 : left > b / 16 ? 4 : left > b / 32 ? 16 : 64;
+}
+
 #define UD_FREEZE_BUCKETS 96 /* bucket b counts pauses of [2^(b/4), 2^((b+1)/4)) microseconds */
 
 struct ud_ledger_header {

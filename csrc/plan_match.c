@@ -85,15 +85,13 @@ static uint32_t extend_back(struct ud_planner *p, struct ud__session *s, uint32_
     return back;
 }
 
-/* The shortest run a process takes, as the agent prices it (csrc/exec.c): the scarcer mappings become, the
- * longer. Each merged area may cost two. Asking for what will be refused costs a hold and gains nothing. */
+/* The shortest run a process takes. Each run asked for may cost two mappings. Asking for what will be refused costs a hold and
+ * gains nothing. */
 static uint32_t price(const struct ud__session *s)
 {
-    int64_t budget = s->header->vmas_budget, used = (int64_t)s->header->vmas_used + s->planned_runs;
-    int64_t left = budget - 2 * used;
-    if (!budget || left > budget / 2)
-        return 1;
-    return left > budget / 3 ? 2 : left > budget / 6 ? 4 : left > budget / 16 ? 16 : LONG_RUN;
+    uint32_t budget = s->header->vmas_budget;
+    int64_t left = (int64_t)budget - s->header->vmas_used - 2 * (int64_t)s->planned_runs;
+    return budget ? ud_shortest_run(budget, left) : 1;
 }
 
 static bool calm(const struct ud_planner *p, const struct ud__session *s, int64_t now)

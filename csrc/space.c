@@ -73,6 +73,13 @@ static void inherit(struct ud__area *a, const struct ud__space *before)
     }
 }
 
+/* Would the two be one mapping if nothing were merged? */
+static int cut_by_merging(const struct ud__vma *a, const struct ud__vma *b)
+{
+    return a->end == b->start && (ud__vma_is_segment(a) || ud__vma_is_segment(b)) && ud__vma_mergeable(a) &&
+           ud__vma_mergeable(b) && a->flags == b->flags;
+}
+
 static uint64_t mix(uint64_t h, const struct ud__vma *v)
 {
     h = (h ^ v->start) * 0x9e3779b97f4a7c15ull;
@@ -111,8 +118,12 @@ int ud__space_read(struct ud__space *s)
     struct ud__vma v;
     int r = ud__maps_refresh(&ud__a.maps);
     *s = (struct ud__space){.sizes = sizes()};
+    struct ud__vma last = {0};
     for (uint64_t at = 0; r == 0 && ud__maps_find(&ud__a.maps, at, &v) == 0; at = v.end) {
         ud__vma_learn(&v);
+        s->mappings++;
+        s->added += cut_by_merging(&last, &v);
+        last = v;
         if (!ud__vma_mergeable(&v) || (v.start <= in_stack && in_stack < v.end) || ud__own_overlaps(v.start, v.end))
             continue;
         if (s->count == s->cap && (r = grow(s)))
@@ -126,9 +137,10 @@ int ud__space_read(struct ud__space *s)
         s->signature = mix(s->signature, &v);
         s->bytes += v.end - v.start;
         s->tracked += a->tracked ? v.end - v.start : 0;
-        s->merged_areas += a->inode != 0;
     }
     ud__free(before.list, before.cap * sizeof *before.list);
+    if (r == 0)
+        ud__budget_read(s->mappings, s->added);
     return r;
 }
 

@@ -15,7 +15,8 @@ struct ud__space {
     struct ud__area *list;
     size_t count, cap;
     uint64_t signature; /* changes when any mapping changes */
-    uint32_t merged_areas;
+    uint32_t mappings; /* all there are */
+    uint32_t added;    /* of these, what merging added */
     uint64_t bytes;
     uint64_t tracked; /* bytes under write tracking */
     uint64_t sizes;   /* of the address space, and memory calls seen, when it was read */

@@ -2,7 +2,9 @@
  *
  * Guarantees: in a hold, contents are copied aside and moved into place by one mremap(MREMAP_FIXED): whoever
  * is killed when, a page is either still merged or already plain; its protection is kept. Only mappings of our segments
- * are replaced (asked of the kernel in the same hold), so stale bits of the merged map harm nobody.
+ * are replaced (asked of the kernel in the same hold), so stale bits of the merged map harm nobody. And short gaps of
+ * plain memory between them, if the agent asks: what comes from elsewhere never joins its neighbours, and scattered
+ * pages given back one by one would leave as many mappings as they were.
  * Fails: -ENOMEM leaves the rest merged, which is valid memory; a hold that cannot be had is tried again for ten
  * seconds, then -EAGAIN.
  */
@@ -10,13 +12,25 @@
 #include <sys/mman.h>
 
 #include "internal.h"
+#include "trap.h"
 
 #define CHUNK_PAGES 256u
+#define GAP_PAGES 8u
+#define PROTECTION (UD__VMA_R | UD__VMA_W | UD__VMA_X)
+#define JOINED_MAX (1u << 20) /* pages */
 #define REFUSALS 100 /* half a second: a mask may be put off again, a filter stays */
 
 static long map_plain(uint64_t at, uint64_t len, int fixed)
 {
     return ud__sys(__NR_mmap, at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+}
+
+/* Pages of zeros stay missing: a gap may never have been touched. */
+static void copy_pages(uint64_t to, uint64_t from, uint64_t len)
+{
+    for (uint64_t off = 0; off < len; off += ud__page)
+        if (!ud_is_zero((const void *)(from + off), ud__page))
+            __builtin_memcpy((void *)(to + off), (const void *)(from + off), ud__page);
 }
 
 /* The kernel unmaps the target of mremap before it looks for memory of its own: when that fails, the contents are
@@ -52,7 +66,7 @@ static int unmerge_chunk(uint64_t at, uint64_t len, uint32_t flags)
     if (ud__is_err(scratch))
         return (int)scratch;
     if (flags & UD__VMA_R)
-        __builtin_memcpy((void *)scratch, (const void *)at, len);
+        copy_pages((uint64_t)scratch, at, len);
     else
         r = copy_closed(scratch, at, len);
     int prot = (flags & UD__VMA_R ? PROT_READ : 0) | (flags & UD__VMA_W ? PROT_WRITE : 0) | (flags & UD__VMA_X ? PROT_EXEC : 0);
@@ -87,29 +101,78 @@ static int next_segment(struct ud__maps *m, uint64_t at, uint64_t end, uint64_t 
     return 0;
 }
 
+int ud__run_joins(uint64_t vaddr, uint32_t *npages, uint64_t start, uint64_t end)
+{
+    uint64_t behind = vaddr + ((uint64_t)*npages << ud__page_shift), pages = (end - vaddr) >> ud__page_shift;
+    if (start < behind || start - behind > (uint64_t)GAP_PAGES << ud__page_shift || pages > JOINED_MAX)
+        return 0;
+    *npages = (uint32_t)pages;
+    return 1;
+}
+
+/* Is this mapping part of what the program had as one, and may it be replaced by a copy? Everybody but the agent is held. */
+static int may_bridge(const struct ud__job *j, const struct ud__vma *v, uint32_t flags)
+{
+    uint64_t end = v->end;
+    if ((v->flags & PROTECTION) != (flags & PROTECTION))
+        return 0;
+    return ud__vma_is_segment(v) ||
+           ((flags & PROTECTION) == (UD__VMA_R | UD__VMA_W) && !v->inode && ud__vma_plain(v) &&
+            ud__region_allows(v->start, &end, 0) && end == v->end && !ud__own_overlaps(v->start, v->end) &&
+            !ud__hold_has_stack(&j->hold, v->start, v->end));
+}
+
+/* How far from `to`, the end of a merged mapping, more of them follow over short gaps; a chunk is the most. */
+static uint64_t reach(struct ud__job *j, uint64_t from, uint64_t to, uint64_t end, uint32_t flags)
+{
+    uint64_t most = from + ((uint64_t)CHUNK_PAGES << ud__page_shift), gap = (uint64_t)GAP_PAGES << ud__page_shift;
+    struct ud__vma v;
+    for (uint64_t at = to; at < end && at < most && ud__maps_find(&j->maps, at, &v) == 0 && v.start == at; at = v.end) {
+        if (!may_bridge(j, &v, flags) || (!ud__vma_is_segment(&v) && v.end - v.start > gap))
+            break;
+        if (ud__vma_is_segment(&v))
+            to = v.end;
+    }
+    return to < end ? to : end;
+}
+
 static void forget_pages(struct ud__job *j, uint64_t at, uint64_t len)
 {
     for (uint64_t off = 0; j->ledger && off < len; off += ud__page)
         ud__page_set(j->ledger, at + off, UD_PG_NONE, 0);
 }
 
+static uint32_t count_merged(uint64_t at, uint64_t len)
+{
+    uint32_t n = 0;
+    for (uint64_t off = 0; off < len; off += ud__page)
+        n += ud__merged_test(at + off) != 0;
+    return n;
+}
+
 void ud__job_unmerge(struct ud__job *j)
 {
+    /* Only where everybody is held: gaps are plain memory, which may be written. */
+    uint64_t pinned;
+    int bridge = j->ledger && !j->no_hold && !ud__trap_active() && ud__locked_kb(&pinned) == 0 && !pinned;
     for (; j->done < j->npieces; j->done++) {
         struct ud__piece *p = &j->pieces[j->done];
         uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift), from, to;
         uint32_t flags;
         while (next_segment(&j->maps, at, end, &from, &to, &flags)) {
+            if (bridge)
+                to = reach(j, from, to, end, flags);
             uint64_t len = to - from, chunk = (uint64_t)CHUNK_PAGES << ud__page_shift;
             if (len > chunk)
                 len = chunk;
+            uint32_t merged = count_merged(from, len);
             int r = unmerge_chunk(from, len, flags);
             if (r < 0) {
                 j->result = (uint64_t)(int64_t)r;
                 return;
             }
             forget_pages(j, from, len);
-            j->merged += (uint32_t)(len >> ud__page_shift);
+            j->merged += merged;
             at = from + len;
             p->npages -= (uint32_t)((at - p->vaddr) >> ud__page_shift);
             p->vaddr = at;

@@ -31,6 +31,7 @@ class Recorder:
         self.next_at = 0.0
         self.peak_pss = 0
         self.best: Sample | None = None
+        self.left: dict[str, int] = {}
         self.agent_cpu: dict[int, float] = {}
         self.merger_cpu: dict[int, float] = {}
 
@@ -50,11 +51,20 @@ class Recorder:
         self.peak_pss = max(self.peak_pss, now.pss)
         if stat is None:
             return
+        self._note_left(stat)
         page = stat.get("page_size", 4096)
         merged = (stat.get("pages_shared", 0) + stat.get("pages_sharing", 0)) * page
         sample = Sample(now.pss, now.uss, int(stat.get("saved_bytes", 0)), merged)
         if self.best is None or sample.saved >= self.best.saved:
             self.best = sample
+
+    def _note_left(self, stat: dict[str, Any]) -> None:
+        """Pages that have an equal and were not merged, by cause; those of short runs at their most."""
+        self.left = {cause: count for cause, count in stat.get("merge_failures", {}).items() if count} | {
+            "want of mappings": max(
+                int(stat.get("left_for_vmas_pages", 0)), self.left.get("want of mappings", 0)
+            )
+        }
 
     def _count_cpu(self, stat: dict[str, Any], pids: list[int]) -> list[int]:
         members = {process["pid"]: process for process in stat.get("processes", [])}
@@ -83,5 +93,7 @@ class Recorder:
                 f"PSS {size(best.pss + best.saved)} -> {size(best.pss)}, "
                 f"USS {size(best.uss + best.merged)} -> {size(best.uss)} (before: from the counters)"
             )
+        if causes := ", ".join(f"{cause} {count}" for cause, count in self.left.items() if count):
+            out.append(f"udedup: pages not merged: {causes}")
         out.append(f"udedup: CPU agents {agents:.2f} s, merger {merger:.2f} s")
         return out

@@ -304,7 +304,7 @@ def test_without_mappings_left_only_long_runs_go(bench: Bench) -> None:
     """What is left, and that it is left for want of mappings, is counted."""
     for process in (bench.join()[1], bench.join()[1]):
         process.header.vmas_budget = 1000
-        process.header.vmas_used = 480
+        process.header.vmas_used = 950
         process.write(HERE, numbers(1, 8))
         process.write(HERE + 1024 * PAGE, numbers(100, 100))
     bench.settle()

@@ -36,6 +36,7 @@ _COUNTERS = (
     ("store_dead_pages", "of those, mapped by nobody"),
     ("vmas_used", "mappings that merging added"),
     ("vmas_budget", "mappings it may add"),
+    ("left_for_vmas_pages", "pages with an equal, left for want of mappings"),
 )
 _CLEAR = "\x1b[H\x1b[2J"
 _COLUMNS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
@@ -110,7 +111,10 @@ def _request(client: Client, pids: Sequence[int]) -> dict[str, Any]:
 
 
 def _text(stat: dict[str, Any]) -> str:
-    lines = [f"{name:<17}{stat.get(name, 0):>12}  {meaning}" for name, meaning in _COUNTERS]
+    lines = [
+        f"{name.removesuffix('_pages') if len(name) > 17 else name:<17}{stat.get(name, 0):>12}  {meaning}"
+        for name, meaning in _COUNTERS
+    ]
     lines.append(f"{'saved':<17}{size(stat.get('saved_bytes', 0)):>12}  the store counted once")
     lines.append(f"{'general_profit':<17}{size(stat.get('general_profit', 0)):>12}  saved, less metadata")
     freeze = stat.get("freeze_us", {})

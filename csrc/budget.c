@@ -1,0 +1,174 @@
+/* budget.c: how many mappings merging may use, and giving them back when the program needs them.
+ *
+ * The kernel refuses a process more than vm.max_map_count mappings, and its mmap, munmap and mprotect fail then. Merging may
+ * use vma_share percent of what the program leaves. The program's own are counted at each reading of the mappings, its calls
+ * in between.
+ *
+ * Guarantees: what is over the budget is given back, shortest areas first (ud__budget_keep), at the latest when one of the
+ * program's calls was refused: it waits until that is done and is made again (ud__budget_make_room).
+ * Fails: calls made inside libc, or by raw system calls, are only protected by the distance to the limit; a refusal for
+ * another reason than the number of mappings is passed on.
+ */
+#include <sys/mman.h>
+#include <time.h>
+
+#include "pass.h"
+
+#define ROOM_WAIT_US 3000000u
+#define BALLAST 16
+#define NEAR 64u /* mappings below the limit at which the ballast goes */
+
+static _Atomic uint32_t total, added; /* by the last reading */
+static _Atomic int32_t made_since;    /* by the program */
+static atomic_int wanted;             /* a call of the program waits for room */
+
+/* At the limit we could map nothing either, not even what giving back takes: mappings of nothing, dropped then. */
+static uint64_t ballast[BALLAST];
+
+static void ballast_drop(void)
+{
+    for (int i = 0; i < BALLAST; i++) {
+        if (ballast[i])
+            ud__sys(__NR_munmap, ballast[i], ud__page);
+        ballast[i] = 0;
+    }
+}
+
+static void ballast_take(void)
+{
+    for (int i = 0; i < BALLAST; i++) {
+        if (ballast[i])
+            continue;
+        long p = ud__sys(__NR_mmap, ud__hint(ud__page), ud__page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (ud__is_err(p))
+            return;
+        ud__sys(__NR_madvise, p, ud__page, MADV_DONTFORK);
+        ballast[i] = (uint64_t)p;
+    }
+}
+
+static void wake(void)
+{
+    if (atomic_exchange(&wanted, 0))
+        ud__sys(__NR_futex, &wanted, 1 /* FUTEX_WAKE */, 1 << 30);
+}
+
+void ud__budget_close(void)
+{
+    ballast_drop();
+    wake();
+}
+
+void ud__budget_forked(void)
+{
+    __builtin_memset(ballast, 0, sizeof ballast);
+    atomic_store(&wanted, 0);
+    atomic_store(&made_since, 0);
+}
+
+static uint32_t now_mapped(void)
+{
+    int32_t made = atomic_load(&made_since);
+    return atomic_load(&total) + (made > 0 ? (uint32_t)made : 0);
+}
+
+void ud__budget_read(uint32_t all, uint32_t ours)
+{
+    atomic_store(&total, all);
+    atomic_store(&added, ours);
+    atomic_store(&made_since, 0);
+    ud__a.ledger.hdr->vmas_used = ours;
+    ud__budget_left();
+    if (ours && all + 4 * NEAR < ud__a.max_maps)
+        ballast_take();
+}
+
+void ud__budget_spent(uint32_t vmas)
+{
+    atomic_fetch_add(&total, vmas);
+    ud__a.ledger.hdr->vmas_used = atomic_fetch_add(&added, vmas) + vmas;
+}
+
+int64_t ud__budget_left(void)
+{
+    uint32_t all = now_mapped(), ours = atomic_load(&added), others = all > ours ? all - ours : 0;
+    uint64_t most = ud__a.max_maps > others ? (ud__a.max_maps - others) * ud__a.knobs.vma_share / 100 : 0;
+    ud__a.ledger.hdr->vmas_budget = (uint32_t)most;
+    return (int64_t)most - ours;
+}
+
+void ud__budget_note(int32_t mappings)
+{
+    atomic_fetch_add_explicit(&made_since, mappings, memory_order_relaxed);
+}
+
+/* The program has come so near to the limit, or made so many mappings at once, that they are to be counted now. */
+int ud__budget_urgent(void)
+{
+    int32_t made = atomic_load_explicit(&made_since, memory_order_relaxed);
+    return atomic_load(&wanted) || (atomic_load(&added) && made > 0 && (uint64_t)made * 16 > ud__a.max_maps);
+}
+
+/* Areas of at most `most` pages as runs to be given back, until they make up for `over` mappings. Areas with a short gap
+ * between them are one run: what is given back together is one mapping afterwards. */
+static uint32_t shortest(const struct ud__space *s, uint64_t most, int64_t over, struct ud_run *runs)
+{
+    uint32_t n = 0;
+    for (size_t i = 0; i < s->count && over > 0; i++) {
+        const struct ud__area *a = &s->list[i];
+        uint64_t pages = (a->end - a->start) >> ud__page_shift;
+        if (!a->inode || pages > most)
+            continue;
+        if (!n || !ud__run_joins(runs[n - 1].vaddr, &runs[n - 1].npages, a->start, a->end)) {
+            if (n == UD_MSG_MAX_RUNS)
+                break;
+            runs[n++] = (struct ud_run){.vaddr = a->start, .npages = (uint32_t)pages};
+        }
+        over -= 2;
+    }
+    return n;
+}
+
+void ud__budget_keep(void)
+{
+    struct ud_run *runs = NULL;
+    for (uint64_t most = 1; ud__budget_left() < 0 && most < 1u << UD_SLOT_BITS;) {
+        uint32_t before = atomic_load(&added), n = 0;
+        if (!runs && !(runs = ud__alloc(UD_MSG_MAX_RUNS * sizeof *runs)))
+            break;
+        n = shortest(&ud__pass.space, most, -ud__budget_left(), runs);
+        if (n) {
+            ud__plan_unmerge(runs, n);
+            ud__space_read(&ud__pass.space);
+        }
+        if (!n || atomic_load(&added) >= before)
+            most *= 4;
+    }
+    ud__free(runs, UD_MSG_MAX_RUNS * sizeof *runs);
+    wake();
+}
+
+void ud__budget_look(void)
+{
+    if (now_mapped() + NEAR > ud__a.max_maps || atomic_load(&wanted))
+        ballast_drop();
+    if (ud__space_read(&ud__pass.space))
+        atomic_store(&made_since, 0);
+    ud__budget_keep();
+}
+
+int ud__budget_make_room(void)
+{
+    struct timespec step = {0, 50000000};
+    int state = atomic_load(&ud__a.state);
+    if (state != UD__AGENT_RUNNING || !atomic_load(&added) || now_mapped() < ud__a.max_maps / 4 * 3 ||
+        ud__sys(__NR_gettid) == atomic_load(&ud__a.tid))
+        return 0;
+    uint64_t until = ud__now_us() + ROOM_WAIT_US;
+    atomic_store(&wanted, 1);
+    atomic_fetch_add(&ud__a.poke, 1); /* it may have no merger to wait for */
+    ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
+    while (atomic_load(&wanted) && ud__now_us() < until)
+        ud__sys(__NR_futex, &wanted, 0 /* FUTEX_WAIT */, 1, &step);
+    return !atomic_load(&wanted);
+}
