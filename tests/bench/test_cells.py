@@ -31,10 +31,11 @@ def bench(workloads, engines, size=16, workers=2, **more):
 
 
 def pool_processes() -> list[int]:
-    """Workers and mergers that this test started: other benches may run on the machine."""
+    """Workers and mergers of benches that this test started: others may run on the machine."""
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
     words = (b"udedup.bench.", b"udedup\0merger")
-    return [p for p in pids if any(word in procfs.cmdline(p) for word in words) and MARK in environment(p)]
+    ours = [p for p in pids if any(word in procfs.cmdline(p) for word in words)]
+    return [p for p in ours if MARK in environment(p) and b"udbench-" in procfs.cmdline(p) + environment(p)]
 
 
 def environment(pid: int) -> bytes:

@@ -74,7 +74,7 @@ class Worker:
         try:
             self.channel.send({"op": op, **options})
         except OSError as error:
-            raise WorkerDied(f"worker {self.index} is gone before `{op}`: {error}") from error
+            raise WorkerDied(f"worker {self.index} (pid {self.pid}) died before `{op}`: {error}") from error
         self.pending = op
 
     def reply(self, timeout: float) -> dict[str, Any] | None:
