@@ -15,22 +15,11 @@ from pathlib import Path
 import pytest
 from support import COMMAND, mergers, wait_gone
 
-#: Tests that wait for something to come about: on a busy machine they may run out of patience once.
-#: Never the tests of safety (hazards, torture, trap, model, c): those must not fail even once.
-PATIENT = {"bench", "cli", "examples", "integration", "ksm", "unit", "watch"}
-
 _SIGNALS = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGHUP: signal.SIG_DFL,
     signal.SIGQUIT: signal.SIG_DFL,
 }
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here) and item.path.relative_to(here).parts[0] in PATIENT:
-            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="session", autouse=True)
