@@ -211,7 +211,7 @@ static void loop(void)
         if (credentials_changed())
             return;
         if (ud__budget_urgent())
-            ud__budget_look();
+            ud__budget_keep();
         if (ud__a.sock < 0) {
             if (ud__link_open() < 0) {
                 ud__link_wait(retry);

@@ -16,11 +16,13 @@
 
 #define ROOM_WAIT_US 3000000u
 #define BALLAST 16
-#define NEAR 64u /* mappings below the limit at which the ballast goes */
+#define AT_ONCE 1024u /* areas given back before waiting calls are told */
 
 static _Atomic uint32_t total, added; /* by the last reading */
 static _Atomic int32_t made_since;    /* by the program */
+static int32_t looked;                /* of these, when it was last seen to what is over the budget */
 static atomic_int wanted;             /* a call of the program waits for room */
+static _Atomic uint32_t given;        /* mappings given back so far */
 
 /* At the limit we could map nothing either, not even what giving back takes: mappings of nothing, dropped then. */
 static uint64_t ballast[BALLAST];
@@ -64,6 +66,7 @@ void ud__budget_forked(void)
     __builtin_memset(ballast, 0, sizeof ballast);
     atomic_store(&wanted, 0);
     atomic_store(&made_since, 0);
+    looked = 0;
 }
 
 static uint32_t now_mapped(void)
@@ -72,14 +75,17 @@ static uint32_t now_mapped(void)
     return atomic_load(&total) + (made > 0 ? (uint32_t)made : 0);
 }
 
-void ud__budget_read(uint32_t all, uint32_t ours)
+int32_t ud__budget_made(void) { return atomic_load(&made_since); }
+
+void ud__budget_read(uint32_t all, uint32_t ours, int32_t made)
 {
     atomic_store(&total, all);
     atomic_store(&added, ours);
-    atomic_store(&made_since, 0);
+    atomic_fetch_sub(&made_since, made);
+    looked = 0;
     ud__a.ledger.hdr->vmas_used = ours;
     ud__budget_left();
-    if (ours && all + 4 * NEAR < ud__a.max_maps)
+    if (ours)
         ballast_take();
 }
 
@@ -106,56 +112,71 @@ void ud__budget_note(int32_t mappings)
 int ud__budget_urgent(void)
 {
     int32_t made = atomic_load_explicit(&made_since, memory_order_relaxed);
-    return atomic_load(&wanted) || (atomic_load(&added) && made > 0 && (uint64_t)made * 16 > ud__a.max_maps);
+    return atomic_load(&wanted) || (atomic_load(&added) && made > looked && (uint64_t)(made - looked) * 16 > ud__a.max_maps);
 }
 
-/* Areas of at most `most` pages as runs to be given back, until they make up for `over` mappings. Areas with a short gap
- * between them are one run: what is given back together is one mapping afterwards. */
-static uint32_t shortest(const struct ud__space *s, uint64_t most, int64_t over, struct ud_run *runs)
+static struct ud_run runs[UD_MSG_MAX_RUNS]; /* static: at the limit nothing could be mapped */
+
+/* Merged areas of at most `most` pages as runs to be given back, until they make up for `over` mappings. Areas with a short
+ * gap between them are one run: what is given back together is one mapping afterwards. How many areas. */
+static uint32_t choose(const struct ud__space *s, uint64_t most, int64_t over, uint32_t *n)
 {
-    uint32_t n = 0;
-    for (size_t i = 0; i < s->count && over > 0; i++) {
+    uint32_t areas = 0;
+    *n = 0;
+    for (size_t i = 0; i < s->count && over > 0 && areas < AT_ONCE; i++) {
         const struct ud__area *a = &s->list[i];
         uint64_t pages = (a->end - a->start) >> ud__page_shift;
-        if (!a->inode || pages > most)
+        if (!a->inode || pages > most || !ud__merged_any(a->start, a->end))
             continue;
-        if (!n || !ud__run_joins(runs[n - 1].vaddr, &runs[n - 1].npages, a->start, a->end)) {
-            if (n == UD_MSG_MAX_RUNS)
+        if (!*n || !ud__run_joins(runs[*n - 1].vaddr, &runs[*n - 1].npages, a->start, a->end)) {
+            if (*n == UD_MSG_MAX_RUNS)
                 break;
-            runs[n++] = (struct ud_run){.vaddr = a->start, .npages = (uint32_t)pages};
+            runs[(*n)++] = (struct ud_run){.vaddr = a->start, .npages = (uint32_t)pages};
         }
         over -= 2;
+        areas++;
     }
-    return n;
+    return areas;
 }
 
+static uint32_t still_merged(uint32_t n)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < n; i++)
+        count += ud__merged_any(runs[i].vaddr, runs[i].vaddr + ((uint64_t)runs[i].npages << ud__page_shift)) != 0;
+    return count;
+}
+
+/* By the areas of the last reading: to read them anew takes memory, and we may be at the limit. */
 void ud__budget_keep(void)
 {
-    struct ud_run *runs = NULL;
+    looked = atomic_load(&made_since);
     for (uint64_t most = 1; ud__budget_left() < 0 && most < 1u << UD_SLOT_BITS;) {
-        uint32_t before = atomic_load(&added), n = 0;
-        if (!runs && !(runs = ud__alloc(UD_MSG_MAX_RUNS * sizeof *runs)))
-            break;
-        n = shortest(&ud__pass.space, most, -ud__budget_left(), runs);
-        if (n) {
-            ud__plan_unmerge(runs, n);
-            ud__space_read(&ud__pass.space);
-        }
-        if (!n || atomic_load(&added) >= before)
+        uint32_t n, areas = choose(&ud__pass.space, most, -ud__budget_left(), &n), vmas = 2 * areas;
+        if (n && ud__plan_unmerge(runs, n) && still_merged(n) < n) {
+            uint32_t ours = atomic_load(&added), all = atomic_load(&total);
+            atomic_store(&added, ours > vmas ? ours - vmas : 0);
+            atomic_store(&total, all > vmas ? all - vmas : 0);
+            atomic_fetch_add(&given, vmas);
+            wake();
+        } else {
             most *= 4;
+        }
     }
-    ud__free(runs, UD_MSG_MAX_RUNS * sizeof *runs);
+    ud__a.ledger.hdr->vmas_used = atomic_load(&added);
     wake();
 }
 
-void ud__budget_look(void)
+/* In a hold, so that nobody else takes the room. */
+int ud__budget_open(void)
 {
-    if (now_mapped() + NEAR > ud__a.max_maps || atomic_load(&wanted))
-        ballast_drop();
-    if (ud__space_read(&ud__pass.space))
-        atomic_store(&made_since, 0);
-    ud__budget_keep();
+    if (!ballast[0])
+        return 0;
+    ballast_drop();
+    return 1;
 }
+
+void ud__budget_shut(void) { ballast_take(); }
 
 int ud__budget_make_room(void)
 {
@@ -165,10 +186,11 @@ int ud__budget_make_room(void)
         ud__sys(__NR_gettid) == atomic_load(&ud__a.tid))
         return 0;
     uint64_t until = ud__now_us() + ROOM_WAIT_US;
+    uint32_t before = atomic_load(&given);
     atomic_store(&wanted, 1);
     atomic_fetch_add(&ud__a.poke, 1); /* it may have no merger to wait for */
     ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
     while (atomic_load(&wanted) && ud__now_us() < until)
         ud__sys(__NR_futex, &wanted, 0 /* FUTEX_WAIT */, 1, &step);
-    return !atomic_load(&wanted);
+    return atomic_load(&given) != before;
 }

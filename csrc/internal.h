@@ -297,14 +297,17 @@ int ud__in_heap(uint64_t addr) UD_HIDDEN; /* growth.c: between the first and the
 
 /* ---- budget.c: mappings ------------------------------------------------------------------------------------------------ */
 
-void ud__budget_read(uint32_t all, uint32_t ours) UD_HIDDEN; /* agent: mappings there are; of these, merging added */
+int32_t ud__budget_made(void) UD_HIDDEN;
+/* agent: mappings there are; of these, merging added; ud__budget_made before they were read. */
+void ud__budget_read(uint32_t all, uint32_t ours, int32_t made) UD_HIDDEN;
 void ud__budget_spent(uint32_t vmas) UD_HIDDEN;              /* agent: a job added so many */
 int64_t ud__budget_left(void) UD_HIDDEN;                     /* mappings merging may still add; below 0: has too many */
 void ud__budget_forked(void) UD_HIDDEN;
 void ud__budget_close(void) UD_HIDDEN;
 void ud__budget_keep(void) UD_HIDDEN;                        /* agent, after a reading: gives back what is over */
 int ud__budget_urgent(void) UD_HIDDEN;                       /* agent: 1 if it should look at once */
-void ud__budget_look(void) UD_HIDDEN;                        /* reads the mappings, gives back what is over */
+int ud__budget_open(void) UD_HIDDEN;                         /* holder, after ENOMEM: 1 if there is room now, until it is shut */
+void ud__budget_shut(void) UD_HIDDEN;
 void ud__budget_note(int32_t mappings) UD_HIDDEN;            /* interposers: the program made or removed some */
 /* Interposers, outside busy, after ENOMEM: 1 if mappings were given back, and the call is worth another try. */
 int ud__budget_make_room(void) UD_HIDDEN;

@@ -226,7 +226,7 @@ static void *block_new(size_t bytes, int zeroed)
         memset((void *)addr, 0, got << ud__page_shift);
     if (!addr) {
         long p = map_block(pages);
-        if (ud__is_err(p) && ud__budget_make_room())
+        while (ud__is_err(p) && ud__budget_make_room())
             p = map_block(pages);
         if (ud__is_err(p))
             return NULL;

@@ -78,12 +78,12 @@ static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t 
     int replaces = flags & MAP_FIXED && !(flags & 0x100000 /* MAP_FIXED_NOREPLACE */);
     if (UD_UNLIKELY(replaces)) {
         long r = mmap_fixed(addr, len, prot, flags, fd, off);
-        if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+        while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
             r = mmap_fixed(addr, len, prot, flags, fd, off);
         return (void *)out(r);
     }
     long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
-    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+    while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
     ud__budget_note(!ud__is_err(r));
     if (UD_UNLIKELY(flags & MAP_GROWSDOWN && !ud__is_err(r))) /* a piece of a segment would not grow */
@@ -122,7 +122,7 @@ static long do_munmap(void *addr, size_t len)
 UD_API int munmap(void *addr, size_t len)
 {
     long r = do_munmap(addr, len);
-    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room()) /* it would have cut a mapping in two */
+    while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room()) /* it would have cut a mapping in two */
         r = do_munmap(addr, len);
     return (int)out(r);
 }
@@ -200,7 +200,7 @@ UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
         va_end(ap);
     }
     long r = do_mremap(addr, old_len, new_len, flags, to);
-    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+    while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = do_mremap(addr, old_len, new_len, flags, to);
     return (void *)out(r);
 }
@@ -267,7 +267,7 @@ static long do_mprotect(void *addr, size_t len, int prot)
 UD_API int mprotect(void *addr, size_t len, int prot)
 {
     long r = do_mprotect(addr, len, prot);
-    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+    while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = do_mprotect(addr, len, prot);
     ud__budget_note(r == 0);
     return (int)out(r);
@@ -282,7 +282,7 @@ UD_API int madvise(void *addr, size_t len, int advice)
     if (ours && (advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE))
         return (int)out(ud_advise(addr, end - start, advice));
     long r = do_madvise(start, end, advice);
-    if (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+    while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = do_madvise(start, end, advice);
     return (int)out(r);
 }

@@ -116,6 +116,7 @@ int ud__space_read(struct ud__space *s)
     struct ud__space before = *s;
     uint64_t in_stack = getauxval(25 /* AT_RANDOM: lies in the main stack */);
     struct ud__vma v;
+    int32_t made = ud__budget_made();
     int r = ud__maps_refresh(&ud__a.maps);
     *s = (struct ud__space){.sizes = sizes()};
     struct ud__vma last = {0};
@@ -140,7 +141,7 @@ int ud__space_read(struct ud__space *s)
     }
     ud__free(before.list, before.cap * sizeof *before.list);
     if (r == 0)
-        ud__budget_read(s->mappings, s->added);
+        ud__budget_read(s->mappings, s->added, made);
     return r;
 }
 

@@ -150,7 +150,7 @@ static uint32_t count_merged(uint64_t at, uint64_t len)
     return n;
 }
 
-void ud__job_unmerge(struct ud__job *j)
+static void unmerge_pieces(struct ud__job *j, int *open)
 {
     /* Only where everybody is held: gaps are plain memory, which may be written. */
     uint64_t pinned;
@@ -167,6 +167,8 @@ void ud__job_unmerge(struct ud__job *j)
                 len = chunk;
             uint32_t merged = count_merged(from, len);
             int r = unmerge_chunk(from, len, flags);
+            if (r == -ENOMEM && bridge && !*open && (*open = ud__budget_open()))
+                r = unmerge_chunk(from, len, flags);
             if (r < 0) {
                 j->result = (uint64_t)(int64_t)r;
                 return;
@@ -181,6 +183,14 @@ void ud__job_unmerge(struct ud__job *j)
         }
         p->npages = 0;
     }
+}
+
+void ud__job_unmerge(struct ud__job *j)
+{
+    int open = 0;
+    unmerge_pieces(j, &open);
+    if (open)
+        ud__budget_shut();
 }
 
 void ud__job_discard(struct ud__job *j)
