@@ -22,6 +22,11 @@ _SIGNALS = {
 }
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("long") and not os.environ.get("UDEDUP_TEST_LONG"):
+        pytest.skip("takes long: UDEDUP_TEST_LONG=1 runs it")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _signals_as_at_a_terminal() -> Iterator[None]:
     """Nothing is ignored, though the tests run under nohup or in the background: programs inherit that."""

@@ -161,7 +161,9 @@ static void test_order_counts(void)
     free(q);
 }
 
-#ifndef STRUCTURED_PAGES
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+#define STRUCTURED_PAGES 300000u
+#else
 #define STRUCTURED_PAGES 3000000u
 #endif
 

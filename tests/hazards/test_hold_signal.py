@@ -73,7 +73,7 @@ def test_syscalls(lab: Lab, name: str, tmp_path: Path, monkeypatch: pytest.Monke
     lab.same(refused(lab, "syscalls", name), HZ_NO_LARGE_WRITE="1")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("program", OTHERS)
 def test_all_others(lab: Lab, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

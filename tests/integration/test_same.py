@@ -79,10 +79,12 @@ def _failures(done: subprocess.CompletedProcess[str]) -> set[str]:
     return set(re.findall(r"^(?:FAIL|ERROR): (\S+ \(\S+\))", done.stdout + done.stderr, re.M))
 
 
+SHORT = ["test_dict", "test_gc", "test_mmap", "test_signal", "test_posix", "test_subprocess"]
+LONG = ["test_threading", "test_io", "test_socket"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "module", ["test_dict", "test_gc", "test_mmap", "test_signal", "test_posix", "test_subprocess"]
-)
+@pytest.mark.parametrize("module", [*SHORT, *(pytest.param(each, marks=pytest.mark.long) for each in LONG)])
 def test_cpythons_own_tests(module: str, tmp_path: Path) -> None:
     """Fails in nothing that passes without merging, with a merging pass every 50 ms."""
     if not _has(module):

@@ -115,7 +115,7 @@ def test_ends_meanwhile(spawn):
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.usefixtures("kernel_ksm")
-@pytest.mark.parametrize("mib", [256, pytest.param(2048, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mib", [256, pytest.param(2048, marks=pytest.mark.long)])
 def test_agrees_with_kernel_ksm(spawn, mib):
     reason = ksmknobs.unavailable()
     if reason or ksmknobs.read("run") != "0":
