@@ -325,6 +325,7 @@ void ud__region_forked(void) UD_HIDDEN;
 extern UD_HIDDEN atomic_uint ud__region_gen; /* raised by every mark */
 /* locked.c: VmLck and VmPin of the process, kB; and marks what is locked, DONTFORK and the like as to be kept out. */
 uint64_t ud__locked_kb(uint64_t *pinned_kb) UD_HIDDEN;
+uint64_t ud__locked_now(void) UD_HIDDEN; /* KiB, too; asked without the agent's descriptors */
 uint64_t ud__effective_uid(void) UD_HIDDEN; /* of the main thread, as /proc tells it */
 void ud__locked_mark(int pid) UD_HIDDEN;
 

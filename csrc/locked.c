@@ -35,6 +35,12 @@ uint64_t ud__locked_kb(uint64_t *pinned_kb)
     return status_number(text, "VmLck:", 6, 0);
 }
 
+uint64_t ud__locked_now(void)
+{
+    char text[2048];
+    return ud__read_file("/proc/self/status", text, sizeof text) > 0 ? status_number(text, "VmLck:", 6, 0) : 0;
+}
+
 uint64_t ud__effective_uid(void)
 {
     char text[2048];

@@ -150,11 +150,20 @@ static uint32_t count_merged(uint64_t at, uint64_t len)
     return n;
 }
 
+/* A mapping that was mlocked after it was merged stays so: the kernel counts how much is. */
+static int unmerge_locked(uint64_t at, uint64_t len, uint32_t flags, uint64_t locked_kb)
+{
+    int r = unmerge_chunk(at, len, flags);
+    if (r == 0 && locked_kb && ud__locked_now() < locked_kb)
+        ud__sys(__NR_mlock, at, len);
+    return r;
+}
+
 static void unmerge_pieces(struct ud__job *j, int *open)
 {
     /* Only where everybody is held: gaps are plain memory, which may be written. */
-    uint64_t pinned;
-    int bridge = j->ledger && !j->no_hold && !ud__trap_active() && ud__locked_kb(&pinned) == 0 && !pinned;
+    uint64_t pinned, locked_kb = ud__locked_now();
+    int bridge = j->ledger && !j->no_hold && !ud__trap_active() && !locked_kb && ud__locked_kb(&pinned) == 0 && !pinned;
     for (; j->done < j->npieces; j->done++) {
         struct ud__piece *p = &j->pieces[j->done];
         uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift), from, to;
@@ -166,9 +175,9 @@ static void unmerge_pieces(struct ud__job *j, int *open)
             if (len > chunk)
                 len = chunk;
             uint32_t merged = count_merged(from, len);
-            int r = unmerge_chunk(from, len, flags);
+            int r = unmerge_locked(from, len, flags, locked_kb);
             if (r == -ENOMEM && bridge && !*open && (*open = ud__budget_open()))
-                r = unmerge_chunk(from, len, flags);
+                r = unmerge_locked(from, len, flags, locked_kb);
             if (r < 0) {
                 j->result = (uint64_t)(int64_t)r;
                 return;

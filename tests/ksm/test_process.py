@@ -93,8 +93,23 @@ def test_locked_pages_are_left_alone(lab: Lab) -> None:
     wait_until(lambda: programs[1].ask("merged")[0] == programs[2].ask("merged")[0] == PAGES)
     lab.settle()
     assert programs[0].ask("merged") == (0, 0)
-    locked = [line for line in open(f"/proc/{programs[0].pid}/status") if line.startswith("VmLck")]
-    assert int(locked[0].split()[1]) >= PAGES * 4
+    assert locked_kib(programs[0]) >= PAGES * 4
+
+
+def test_what_is_locked_once_merged_stays_locked_when_it_is_given_back(lab: Lab) -> None:
+    programs = lab.advised(2, PAGES, "distinct 1")
+    lab.settle()
+    if programs[0].ask("mlock")[0] == -1:
+        pytest.skip("mlock is refused here")
+    before = locked_kib(programs[0])
+    lab.set(run=2)
+    wait_until(lambda: programs[0].ask("merged")[0] == programs[1].ask("merged")[0] == 0)
+    assert locked_kib(programs[0]) == before >= PAGES * 4
+
+
+def locked_kib(program: Program) -> int:
+    status = Path(f"/proc/{program.pid}/status").read_text()
+    return int(status.partition("VmLck:")[2].split()[0])
 
 
 def huge_kib(program: Program) -> int:
