@@ -24,6 +24,7 @@
 #define RETRY_US 1000000u
 #define NAP_US 250000u
 #define CALM_PAGES 256
+#define SLICE_US 20000u
 
 UD_HIDDEN struct ud__agent ud__a = {.sock = -1, .maps = {.fd = -1}, .ledger = {.fd = -1}};
 
@@ -241,6 +242,7 @@ static void agent_main(void *arg)
     (void)arg;
     ud__sys(__NR_prctl, PR_SET_NAME, "udedup-agent");
     private_descriptors();
+    ud__slice(SLICE_US);
     nap(ud__a.calm_us);
     ud__a.calm_us = 0;
     if (!atomic_load(&ud__a.leave) && open_all() == 0) {

@@ -52,16 +52,16 @@ void ud__note_cause(int cause, uint64_t pages)
         ud__put_str(at, at + sizeof h->cause_text, words);
 }
 
-/* Microseconds of work in a batch. The rest of a pause, for holding, letting go and waiting for a CPU in between, is not
- * ours to choose: after a pause that was too long the next ones are shorter, and grow again slowly. */
+/* Microseconds of work in a batch. The rest of a pause, for holding and letting go, is not ours to choose, and shorter
+ * batches would only make more of it: after work that took too long the next is shorter, and grows again slowly. */
 static struct {
     uint64_t us, most; /* most: the freeze_max_us it was made for */
 } batch;
 
-static void learn_from_pause(uint64_t us)
+static void learn(uint64_t us)
 {
     if (us > batch.most)
-        batch.us = batch.us * 3 / 4 > batch.most / 8 ? batch.us * 3 / 4 : batch.most / 8;
+        batch.us = batch.us * 3 / 4 > batch.most / 4 ? batch.us * 3 / 4 : batch.most / 4;
     else if (batch.us < batch.most * 5 / 8)
         batch.us += batch.most / 256;
 }
@@ -85,7 +85,6 @@ static void note_pause(uint64_t us)
         bucket = octave * 4 + quarter;
     }
     h->freeze_hist[bucket < UD_FREEZE_BUCKETS ? bucket : UD_FREEZE_BUCKETS - 1]++;
-    learn_from_pause(us);
     h->freezes++;
     h->freeze_us_sum += us;
     if (us > h->freeze_us_max)
@@ -162,6 +161,7 @@ static void run_batches(struct ud__job *j)
         else if (r == 0 && j->cause_begin < 0) {
             note_hold(-1);
             note_pause(j->pause_us);
+            learn(j->work_us);
             ud__a.ledger.hdr->eintr_repairs += j->repairs;
             if ((int64_t)j->result < 0) { /* UNMERGE ran out of memory: the rest stays merged */
                 cause = UD_CAUSE_NOMEM;

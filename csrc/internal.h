@@ -132,6 +132,7 @@ struct ud__ledger {
     uint32_t free_head;
     uint32_t *free_list;
     uint32_t free_cap, free_count;
+    uint32_t last; /* block that was looked up last */
 };
 #define UD_PG_MASK 7u
 #define UD__COUNT_SHIFT 3 /* above a REFUSED or STABLE state: how often it was refused, 0 to 6; 3 bits */
@@ -155,6 +156,9 @@ void ud__ledger_commit(struct ud__ledger *l) UD_HIDDEN; /* raises gen: what was 
 struct ud__stack { char *top; };
 #define UD__STACK_BYTES (64u * 1024)
 extern UD_HIDDEN _Atomic uint64_t ud__helper_cpu_us; /* CPU of all helpers so far */
+/* Asks the scheduler for slices of that length: who has shorter ones than another runs before it when it wakes. Kernels
+ * before 6.12 ignore it. */
+void ud__slice(uint64_t us) UD_HIDDEN;
 int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_top) UD_HIDDEN;
 
 /* ---- hold.c: the write-stop ----------------------------------------------------------------------------------- */
@@ -266,7 +270,7 @@ struct ud__job {
     int cause_begin;        /* -1, or why nothing was done */
     uint32_t merged, refused, vmas;
     uint32_t causes[UD_CAUSE_COUNT];
-    uint64_t pause_us;
+    uint64_t pause_us, work_us; /* everybody was held, from the first thread to the last; of that, for the work */
     uint32_t repairs;
 };
 /* Runs a job in a holder. One at a time in a process. 0, or -errno when the holder could not be made. */

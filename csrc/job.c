@@ -13,6 +13,7 @@
 #include "kernel_signal.h"
 #include "trap.h"
 
+#define HOLD_SLICE_US 1000 /* freeze_max_us, about: shorter than the scheduler's own, so that a hold does not wait */
 #define ASK_AGAIN_US 60000000u
 
 static atomic_int job_lock;
@@ -106,7 +107,7 @@ static int objection(struct ud__job *j)
 
 static void work(struct ud__job *j)
 {
-    uint64_t now = ud__now_us(), least = now + j->budget_us / 4;
+    uint64_t now = ud__now_us(), least = now + j->budget_us * 3 / 4;
     j->stop_us = j->hold.began_us + j->budget_us;
     if (j->no_hold || j->stop_us < least)
         j->stop_us = least;
@@ -132,6 +133,7 @@ static void work(struct ud__job *j)
 static void holder_main(void *arg)
 {
     struct ud__job *j = arg;
+    ud__slice(HOLD_SLICE_US);
     int borrowed = j->ledger && ud__a.maps.query; /* the agent's own view, in the table we share with it */
     if (borrowed) {
         j->maps = ud__a.maps;
@@ -143,9 +145,11 @@ static void holder_main(void *arg)
         ud__maps_refresh(&j->maps);
         work(j);
     } else if (ud__hold_begin(&j->hold) == 0) {
+        j->work_us = ud__now_us();
         j->cause_begin = objection(j);
         if (j->cause_begin < 0 && ud__maps_refresh(&j->maps) == 0)
             work(j);
+        j->work_us = ud__now_us() - j->work_us;
         ud__hold_end(&j->hold);
         j->pause_us = ud__now_us() - j->hold.began_us;
         j->repairs = j->hold.repairs;

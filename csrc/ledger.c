@@ -96,7 +96,7 @@ void ud__ledger_close(struct ud__ledger *l)
 
 static uint32_t hash_slot(const struct ud__ledger *l, uint64_t base)
 {
-    return (uint32_t)((base / ud__block_bytes()) * 0x9e3779b97f4a7c15ull >> 24) & (l->hash_cap - 1);
+    return (uint32_t)((base / UD_BLOCK_PAGES >> ud__page_shift) * 0x9e3779b97f4a7c15ull >> 24) & (l->hash_cap - 1);
 }
 
 static void hash_put(struct ud__ledger *l, uint32_t block)
@@ -149,10 +149,12 @@ static int64_t block_new(struct ud__ledger *l, uint64_t base)
 
 int64_t ud__ledger_block(struct ud__ledger *l, uint64_t vaddr, int make)
 {
-    uint64_t base = vaddr - vaddr % ud__block_bytes();
+    uint64_t base = vaddr & ~(ud__block_bytes() - 1);
+    if (base && l->heads[l->last].vaddr == base) /* mostly it is the one that was asked for before */
+        return l->last;
     for (uint32_t i = hash_slot(l, base); l->hash[i]; i = (i + 1) & (l->hash_cap - 1))
         if (l->heads[l->hash[i] - 1].vaddr == base)
-            return l->hash[i] - 1;
+            return l->last = l->hash[i] - 1;
     return make ? block_new(l, base) : -1;
 }
 
@@ -181,7 +183,7 @@ uint8_t ud__page_state(struct ud__ledger *l, uint64_t vaddr, uint64_t *entry)
     int64_t b = ud__ledger_block(l, vaddr, 0);
     if (b < 0)
         return UD_PG_NONE;
-    size_t i = (size_t)b * UD_BLOCK_PAGES + ((vaddr % ud__block_bytes()) >> ud__page_shift);
+    size_t i = (size_t)b * UD_BLOCK_PAGES + ((vaddr & (ud__block_bytes() - 1)) >> ud__page_shift);
     if (entry)
         *entry = l->entries[i];
     return l->states[i];
@@ -192,7 +194,7 @@ int ud__page_set(struct ud__ledger *l, uint64_t vaddr, uint8_t state, uint64_t e
     int64_t b = ud__ledger_block(l, vaddr, state != UD_PG_NONE);
     if (b < 0)
         return state == UD_PG_NONE ? 0 : -ENOSPC;
-    size_t i = (size_t)b * UD_BLOCK_PAGES + ((vaddr % ud__block_bytes()) >> ud__page_shift);
+    size_t i = (size_t)b * UD_BLOCK_PAGES + ((vaddr & (ud__block_bytes() - 1)) >> ud__page_shift);
     l->entries[i] = entry;
     __atomic_store_n(&l->states[i], state, __ATOMIC_RELEASE);
     l->heads[b].gen = l->hdr->gen + 1;

@@ -212,7 +212,7 @@ static int in_window(struct ud__job *j, struct ud__piece *chunk)
     else
         ud__trap_end(at, end, UD__TRAP_OPEN);
     uint64_t took = ud__now_us() - began;
-    j->pause_us = took > j->pause_us ? took : j->pause_us;
+    j->work_us = j->pause_us = took > j->pause_us ? took : j->pause_us;
     return 0;
 }
 
