@@ -168,7 +168,10 @@ static void run_batches(struct ud__job *j)
                 break;
             }
             tries = 0;
-            ud__sleep_us(j->pause_us);
+            if (j->kind == UD__JOB_UNMERGE)
+                ud__sleep_us(j->pause_us);
+            else
+                ud__pace(j->pause_us);
             continue;
         }
         cause = r < 0 ? UD_CAUSE_NOMEM : j->cause_begin;

@@ -359,6 +359,7 @@ struct ud__agent {
     atomic_int poke;       /* futex: wakes the agent while it has no merger */
     int resting;           /* long sleeps between passes: each may as well be thorough */
     int kicked;            /* somebody waits in settle: no idle backoff */
+    uint64_t kicked_us;    /* when it was last told */
     atomic_int merge_any;  /* enum below */
     uint64_t max_maps;     /* vm.max_map_count */
     uint64_t heap_start;   /* of brk */
@@ -471,6 +472,7 @@ uint32_t ud__plan_unmerge(const struct ud_run *runs, uint32_t nruns) UD_HIDDEN; 
 /* 1 if [start, end) lies so close behind the run that it now reaches over it: given back together, one mapping is left. */
 int ud__run_joins(uint64_t vaddr, uint32_t *npages, uint64_t start, uint64_t end) UD_HIDDEN;
 void ud__plan_zero(const struct ud__range *r, size_t n) UD_HIDDEN;
+void ud__pace(uint64_t pause_us) UD_HIDDEN; /* pace.c: rests after a piece of work */
 void ud__note_cause(int cause, uint64_t pages) UD_HIDDEN;
 
 #endif

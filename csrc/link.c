@@ -232,6 +232,7 @@ static int dispatch(long n, int *fd)
         return 0;
     case UD_MSG_KICK:
         ud__a.kicked = 3;
+        ud__a.kicked_us = ud__now_us();
         return 0;
     case UD_MSG_LEAVE:
         atomic_store(&ud__a.leave, UD__LEAVE);

@@ -68,7 +68,8 @@ struct ud_knobs {
     uint32_t idle_millisecs;   /* longest sleep when nothing changes */
     uint32_t merge_across_nodes; /* 0 merges pages of one NUMA node only */
     uint32_t agent_cpu_permille; /* of one core, an agent may use at most; 1000: no bound */
-    uint32_t reserved[17];
+    uint32_t pace_percent;       /* of the CPU a program uses: what its agent may take */
+    uint32_t reserved[16];
 };
 
 struct ud_msg_hello {

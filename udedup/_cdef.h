@@ -87,7 +87,7 @@ struct ud_msg {
 struct ud_knobs {
     uint32_t run, pages_to_scan, sleep_millisecs, use_zero_pages, smart_scan, max_page_sharing;
     uint32_t freeze_max_us, min_run, thp, vma_share, mode, split, idle_millisecs, merge_across_nodes;
-    uint32_t agent_cpu_permille;
+    uint32_t agent_cpu_permille, pace_percent;
     ...;
 };
 

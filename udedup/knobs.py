@@ -19,6 +19,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "idle_millisecs": (0, 2**31 - 1),
     "merge_across_nodes": (0, 1),
     "agent_cpu_permille": (1, 1000),
+    "pace_percent": (1, 100),
     "advisor_mode": (0, 2),
     "advisor_max_cpu": (1, 10000),
     "advisor_target_scan_time": (1, 2**31 - 1),

@@ -27,6 +27,7 @@ EAGER = {
     "pages_to_scan": 1 << 20,
     "min_run": 1,
     "smart_scan": 0,
+    "pace_percent": 100,
     "run": 1,
 }
 NOT_MERGED = 99  # exit status of a program whose area was not merged in time (hz.h)

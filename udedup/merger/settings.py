@@ -20,6 +20,7 @@ AGENT_DEFAULTS: dict[str, int] = {
     "idle_millisecs": 2000,
     "merge_across_nodes": 1,
     "agent_cpu_permille": 1000,
+    "pace_percent": 4,
 }
 
 #: The merger's own: agents never see them. KSM's names; scan time in seconds, CPU in percent of one core.
