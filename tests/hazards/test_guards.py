@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -125,8 +125,7 @@ def test_parked_for_ever_if_the_starter_does_not_let_go(racing: Lab) -> None:
     argv = refused(racing, "races", "killed_holder")
     program = racing.program("races")
     with killing_holders(program) as killed:
-        racing.same(argv, UDEDUP_TEST_DELAY_US="1000")
-    assert killed
+        until_some(killed, lambda: racing.same(argv, UDEDUP_TEST_DELAY_US="1000"))
     with killing_holders(program), pytest.raises(AssertionError, match="hangs"):
         racing.merged(argv, timeout=8, UDEDUP_TEST_GUARDS="release", UDEDUP_TEST_DELAY_US="1000")
 
@@ -138,8 +137,7 @@ def test_holder_stopped_at_any_instant(racing: Lab, how: str) -> None:
     if how == "signal":
         argv = refused(racing, "races", "killed_holder")
     with killing_holders(racing.program("races"), signal.SIGSTOP) as stopped:
-        racing.same(argv, UDEDUP_TEST_DELAY_US="1000")
-        assert stopped
+        until_some(stopped, lambda: racing.same(argv, UDEDUP_TEST_DELAY_US="1000"))
         for _ in range(6):  # a reader stopped first only stops the merging
             try:
                 racing.merged(argv, timeout=8, UDEDUP_TEST_GUARDS="stopped", UDEDUP_TEST_DELAY_US="1000")
@@ -160,6 +158,15 @@ def children(process: Path) -> list[str]:
         with contextlib.suppress(OSError):
             found += task.read_text().split()
     return found
+
+
+def until_some(hit: list[int], once: Callable[[], object]) -> None:
+    """A holder lives for a millisecond: on a busy machine the hunter may come too late for all of one run."""
+    for _ in range(5):
+        once()
+        if hit:
+            return
+    pytest.fail("no holder was met in five runs")
 
 
 @contextlib.contextmanager
@@ -199,8 +206,7 @@ def killing_holders(program: Path, how: int = signal.SIGKILL) -> Iterator[list[i
 def test_holder_killed_at_any_instant(racing: Lab) -> None:
     program = racing.program("races")
     with killing_holders(program) as killed:
-        racing.same([program, "killed_holder"], UDEDUP_TEST_DELAY_US="1000")
-    assert killed
+        until_some(killed, lambda: racing.same([program, "killed_holder"], UDEDUP_TEST_DELAY_US="1000"))
 
 
 def test_holder_killed_without_bitfirst(racing: Lab) -> None:
