@@ -256,7 +256,6 @@ struct ud__job {
     struct ud__hold hold;
     uint64_t budget_us;     /* how long to work under the hold */
     uint64_t stop_us;       /* leave off after this moment: set when the work begins */
-    uint64_t ringless;      /* MERGE, ZERO: size of the address space when no ring was in it; 0: not looked yet */
     uint64_t vmlck;         /* MERGE, ZERO: locked kilobytes the agent knows of */
     uint32_t min_run;
     int64_t vmas_left;      /* may be used up */

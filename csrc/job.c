@@ -14,11 +14,16 @@
 #include "trap.h"
 
 #define HOLD_SLICE_US 1000 /* freeze_max_us, about: shorter than the scheduler's own, so that a hold does not wait */
+#define RINGLESS_US 250000u
 #define ASK_AGAIN_US 60000000u
 
 static atomic_int job_lock;
 static char job_stack[UD__STACK_BYTES] __attribute__((aligned(64)));
 static struct ud__held *held_table;
+/* When no ring was mapped, in an address space of that size: to look costs 0.3 us a mapping, in the hold. */
+static struct {
+    uint64_t size, us;
+} ringless;
 static uint64_t forker_mask; /* of the thread that forks, which has the lock */
 
 /* Who owns the lock has all signals blocked: no handler may come to want it, too. Who waits for it can be parked. */
@@ -68,26 +73,30 @@ void ud__job_postfork(int in_child)
 void ud__job_forked(void)
 {
     atomic_store(&job_lock, 0);
+    ringless.size = 0;
     held_table = NULL; /* DONTFORK: it is not here */
     ud__park_forked();
 }
 
 /* Asynchronous I/O writes into pages that are pinned, not mapped: while there is a ring, nothing is moved. */
-static int rings(struct ud__job *j, struct ud__maps *maps)
+static int rings(struct ud__maps *maps)
 {
-    uint64_t size = ud__address_space();
-    if (size && size == j->ringless)
+    uint64_t size = ud__address_space(), now = ud__now_us();
+    if (size && size == ringless.size && now - ringless.us < RINGLESS_US)
         return 0;
-    j->ringless = size;
-    return ud__ring_mapped(maps);
+    if (ud__ring_mapped(maps))
+        return 1;
+    ringless.size = size;
+    ringless.us = now;
+    return 0;
 }
 
 /* Pages pinned for long (RDMA, registered buffers) are counted, if not told: none is moved while there are any. */
-static int pinned(struct ud__job *j, struct ud__maps *maps, uint64_t *locked_kb)
+static int pinned(struct ud__maps *maps, uint64_t *locked_kb)
 {
     uint64_t pinned_kb;
     *locked_kb = ud__locked_kb(&pinned_kb);
-    return UD__GUARD_ON(UD__GUARD_PINNED) && (pinned_kb || rings(j, maps));
+    return UD__GUARD_ON(UD__GUARD_PINNED) && (pinned_kb || rings(maps));
 }
 
 /* Why the job must not be done after all, asked once everybody is held; -1 if nothing speaks against it. */
@@ -100,7 +109,7 @@ static int objection(struct ud__job *j)
         return UD_CAUSE_SHARED;
     if (!j->ledger) /* an app thread's own: it asks for it */
         return -1;
-    if (pinned(j, &j->maps, &kb))
+    if (pinned(&j->maps, &kb))
         return UD_CAUSE_PINNED;
     return j->kind != UD__JOB_UNMERGE && kb != j->vmlck ? UD_CAUSE_LOCKED : -1; /* locked since the agent looked */
 }
@@ -244,7 +253,7 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
     j->hold.pid = (int)ud__sys(__NR_getpid);
     if (!held_table && !trap)
         held_table = ud__alloc(UD__HOLD_MAX * sizeof *held_table);
-    if (trap && j->ledger && pinned(j, &ud__a.maps, &kb)) { /* by the agent's descriptors, which only it has */
+    if (trap && j->ledger && pinned(&ud__a.maps, &kb)) { /* by the agent's descriptors, which only it has */
         j->cause_begin = UD_CAUSE_PINNED;
         r = 0;
     } else if (trap) {

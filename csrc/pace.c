@@ -12,6 +12,9 @@
 #include "internal.h"
 
 #define REST_MAX_US 200000u
+#define DEBT_MAX_US 1000000u
+#define IDLE 10u        /* percent: who needs less does not miss what we take */
+#define CROWD_MAX 200u  /* percent */
 #define HURRY_US 1000000u /* after a kick */
 
 static uint64_t looked_us, program_us, agent_us;
@@ -44,8 +47,8 @@ static uint64_t crowd(void)
 /* How much the program and its like need the CPU, in percent; above 100 where it is not enough for all. */
 static uint64_t need(uint64_t used, uint64_t wall)
 {
-    uint64_t busy = used < wall ? used * 100 / wall : 100, crowded = busy >= 10 ? crowd() : 0;
-    return crowded > 100 ? crowded : busy;
+    uint64_t busy = used < wall ? used * 100 / wall : 100, crowded = busy >= IDLE ? crowd() : 0;
+    return crowded > CROWD_MAX ? CROWD_MAX : crowded > 100 ? crowded : busy;
 }
 
 /* Rests after a piece of work that held the program for pause_us. */
@@ -57,9 +60,11 @@ void ud__pace(uint64_t pause_us)
     int known = wall && program >= program_us && agent >= agent_us;
     if (cost < pause_us)
         cost = pause_us;
-    if (known && share && share < 100 && now - ud__a.kicked_us > HURRY_US) {
-        debt_us += cost * need(program - program_us, wall) / share;
+    uint64_t wanted = known ? need(program - program_us, wall) : 0;
+    if (wanted >= IDLE && share && share < 100 && now - ud__a.kicked_us > HURRY_US) {
+        debt_us += cost * wanted / share;
         debt_us = debt_us > wall ? debt_us - wall : 0;
+        debt_us = debt_us < DEBT_MAX_US ? debt_us : DEBT_MAX_US;
     } else {
         debt_us = 0;
     }

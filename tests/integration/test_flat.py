@@ -20,7 +20,7 @@ DOMAIN = "flat"
 CYCLES = int(os.environ.get("UDEDUP_TEST_CYCLES", "1200"))
 EAGER = [
     part
-    for knob in ("sleep_millisecs=10", "idle_millisecs=50", "smart_scan=0")
+    for knob in ("sleep_millisecs=10", "idle_millisecs=50", "smart_scan=0", "pace_percent=100")
     for part in ("--set", knob)
 ]
 
