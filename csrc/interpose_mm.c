@@ -139,6 +139,18 @@ static int moves_or_grows(size_t old_len, size_t new_len, int flags)
     return up(new_len) > up(old_len) || flags & ~MREMAP_MAYMOVE || old_len == 0;
 }
 
+/* Advice does not move along, and none is left where something else may come to lie: in mode trap it would be closed. */
+static void unmark_moved(uint64_t addr, size_t old_len, uint64_t to, size_t new_len)
+{
+    if (to == addr) {
+        if (up(new_len) < up(old_len))
+            ud__region_unmap(addr + up(new_len), addr + up(old_len));
+        return;
+    }
+    ud__region_unmap(addr, addr + up(old_len));
+    ud__region_unmap(to, to + up(new_len));
+}
+
 /* The kernel's answer, made to hold over pieces that merging made of one mapping. */
 static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flags, void *to)
 {
@@ -153,11 +165,17 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
         long r = merged || ours ? -EFAULT : ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
         if (!ud__is_err(r) && !merged && flags & MREMAP_FIXED)
             ud__merged_clear((uint64_t)r, (uint64_t)r + up(new_len));
+        if (!ud__is_err(r))
+            unmark_moved(addr, old_len, (uint64_t)r, new_len);
         ud__busy_leave();
         if (r != -EFAULT)
             return r;
         if (old_len == 0 || addr % ud__page || new_len == 0)
             return merged ? -EINVAL : r; /* old_len 0 duplicates shared mappings only */
+        if (flags & MREMAP_MAYMOVE)
+            ud__region_unmap(addr, addr + up(old_len)); /* before others can map there */
+        if (flags & MREMAP_FIXED)
+            ud__region_unmap((uint64_t)to, (uint64_t)to + up(new_len));
         r = ud__relocate(addr, up(old_len), up(new_len), flags, (uint64_t)to);
         if (r == -EFAULT && ours) { /* not plain memory: shared, a file. Such mappings we never cut up */
             ours = 0;
@@ -179,7 +197,7 @@ static long do_mremap(void *addr, size_t old_len, size_t new_len, int flags, voi
         settle((uint64_t)to, new_len);
     long r = ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
     if (!ud__is_err(r)) {
-        ud__region_unmap((uint64_t)addr, (uint64_t)addr + up(old_len));
+        unmark_moved((uint64_t)addr, old_len, (uint64_t)r, new_len);
         if (ever() && new_len < old_len)
             ud__merged_clear((uint64_t)addr + up(new_len), (uint64_t)addr + up(old_len));
         ud__note_growth((int64_t)new_len - (int64_t)old_len);
