@@ -14,7 +14,7 @@
 
 #include "pass.h"
 
-#define ROOM_WAIT_US 3000000u
+#define ROOM_WAIT_US 10000000u
 #define BALLAST 16
 #define AT_ONCE 1024u /* areas given back before waiting calls are told */
 
@@ -147,12 +147,19 @@ static uint32_t still_merged(uint32_t n)
     return count;
 }
 
+/* What is to be given back. A call that was refused knows better than our count, which is an estimate between two readings. */
+static int64_t over_budget(void)
+{
+    int64_t left = ud__budget_left();
+    return left < 0 ? -left : atomic_load(&wanted) ? AT_ONCE : 0;
+}
+
 /* By the areas of the last reading: to read them anew takes memory, and we may be at the limit. */
 void ud__budget_keep(void)
 {
     looked = atomic_load(&made_since);
-    for (uint64_t most = 1; ud__budget_left() < 0 && most < 1u << UD_SLOT_BITS;) {
-        uint32_t n, areas = choose(&ud__pass.space, most, -ud__budget_left(), &n), vmas = 2 * areas;
+    for (uint64_t most = 1; over_budget() > 0 && most < 1u << UD_SLOT_BITS;) {
+        uint32_t n, areas = choose(&ud__pass.space, most, over_budget(), &n), vmas = 2 * areas;
         if (n && ud__plan_unmerge(runs, n) && still_merged(n) < n) {
             uint32_t ours = atomic_load(&added), all = atomic_load(&total);
             atomic_store(&added, ours > vmas ? ours - vmas : 0);

@@ -138,7 +138,7 @@ def test_holder_stopped_at_any_instant(racing: Lab, how: str) -> None:
         argv = refused(racing, "races", "killed_holder")
     with killing_holders(racing.program("races"), signal.SIGSTOP) as stopped:
         until_some(stopped, lambda: racing.same(argv, UDEDUP_TEST_DELAY_US="1000"))
-        for _ in range(6):  # a reader stopped first only stops the merging
+        for _ in range(20):  # a reader stopped first only stops the merging
             try:
                 racing.merged(argv, timeout=8, UDEDUP_TEST_GUARDS="stopped", UDEDUP_TEST_DELAY_US="1000")
             except AssertionError as error:

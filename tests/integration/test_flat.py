@@ -17,7 +17,7 @@ from udedup import procmem
 
 pytestmark = pytest.mark.usefixtures("domains")
 DOMAIN = "flat"
-CYCLES = int(os.environ.get("UDEDUP_TEST_CYCLES", "600"))
+CYCLES = int(os.environ.get("UDEDUP_TEST_CYCLES", "1200"))
 EAGER = [
     part
     for knob in ("sleep_millisecs=10", "idle_millisecs=50", "smart_scan=0", "pace_percent=100")

@@ -149,7 +149,7 @@ def test_memory_that_splits_soon_is_merged_later_and_later(lab: Lab) -> None:
 
     def seconds_to_merge() -> float:
         began = time.monotonic()
-        wait_until(lambda: programs[0].ask("merged")[0] == 512)
+        wait_until(lambda: programs[0].ask("merged")[0] == 512, 60)
         return time.monotonic() - began
 
     seconds_to_merge()

@@ -287,5 +287,8 @@ def test_ctrl_c_waits_for_the_borrowed_thread(victim, built, tmp_path, monkeypat
     monkeypatch.setattr(injecting._Loan, "call_join", interrupted)
     with pytest.raises(KeyboardInterrupt):
         inject(find(process.pid), built / "spy", tmp_path / "log")
+    written = time.monotonic() + 10
+    while not (tmp_path / "log").exists() and time.monotonic() < written:
+        time.sleep(0.05)
     assert (tmp_path / "log").read_text().startswith(str(process.pid))
     next_rounds(process)
