@@ -25,7 +25,8 @@ PROCESSES = [
     pytest.param(
         "eintr_is_kept",
         marks=pytest.mark.xfail(
-            reason="a signal between the parked thread's last look and its return: its EINTR is lost", strict=False
+            reason="a signal between a parked thread's last look and its return: its EINTR is lost",
+            strict=False,
         ),
     ),
     "eintr_of_read", "eintr_of_read_in_process", "urgent_is_ours",

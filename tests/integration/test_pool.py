@@ -36,10 +36,8 @@ def test_eight_importing_workers_fit_in_forty_percent() -> None:
         while after > 0.40 * before and time.monotonic() - began < 30:
             time.sleep(1)
             after = merged_pss(client, pool.pids)
-        took = time.monotonic() - began
-        print(
-            f"{before / MIB:.0f} MiB plain, {after / MIB:.0f} merged: {100 * after / before:.1f} %, {took:.0f} s"
-        )
+        share, took = 100 * after / before, time.monotonic() - began
+        print(f"{before / MIB:.0f} MiB plain, {after / MIB:.0f} merged: {share:.1f} %, {took:.0f} s")
         assert after <= 0.40 * before
         assert pool.ask("fit") == expected
 
