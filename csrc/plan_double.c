@@ -4,7 +4,7 @@
  * later copy is sent the earlier one, by a normal MERGE, so bytes decide here too; the later segment dies or is compacted.
  *
  * Guarantees: only runs of UD__SHORT_RUN pages and more, so no run is cut for it (a page or two are published again on
- * purpose, plan_match.c), and tiles stay whole. Looked for only when segments have come since the last look.
+ * purpose, plan_match.c), and tiles are joined as wholes. Looked for only when segments have come since the last look.
  * Fails: what is refused stays where it is, until the next segment comes.
  */
 #include <stdlib.h>
@@ -67,13 +67,20 @@ static void send_home(struct ud_planner *p, struct ud__session *s, struct joinin
     r->n = 0;
 }
 
+/* Does the stretch go on in its home's next slot? Of a tile each slot is as good as the first. */
+static bool next_slot(const struct ud_planner *p, const struct stretch *r, uint64_t digest)
+{
+    const struct ud__segment *home = p->segments[r->gid];
+    return r->slot + r->n < home->npages && home->digests[r->slot + r->n] == digest;
+}
+
 static void join_page(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__segment *g, uint32_t slot, void *arg)
 {
     struct joining *j = arg;
     struct stretch *r = &j->run;
     struct home *home = home_of(p, j->homes, g->digests[slot]);
     bool away = !g->retiring && home->gid && home->gid != g->id;
-    bool goes_on = away && r->n && r->page + r->n == page && r->gid == home->gid && r->slot + r->n == home->slot &&
+    bool goes_on = away && r->n && r->page + r->n == page && r->gid == home->gid && next_slot(p, r, g->digests[slot]) &&
                    ud__ledger_follows(s, page - 1, p->page_size);
     if (!goes_on)
         send_home(p, s, j);

@@ -15,7 +15,7 @@ from udedup.domain import Domain
 
 PAGE = os.sysconf("SC_PAGESIZE")
 #: Quick passes, every page looked at, as in KSM's own tests.
-QUICK = {"sleep_millisecs": 10, "idle_millisecs": 50, "smart_scan": 0}
+QUICK = {"sleep_millisecs": 10, "idle_millisecs": 50, "smart_scan": 0, "pace_percent": 100}
 MERGEABLE, UNMERGEABLE = 12, 13
 
 
