@@ -105,7 +105,8 @@ int64_t ud__budget_left(void)
 
 void ud__budget_note(int32_t mappings)
 {
-    atomic_fetch_add_explicit(&made_since, mappings, memory_order_relaxed);
+    /* Not a locked addition: it is an estimate. */
+    atomic_store_explicit(&made_since, atomic_load_explicit(&made_since, memory_order_relaxed) + mappings, memory_order_relaxed);
 }
 
 /* The program has come so near to the limit, or made so many mappings at once, that they are to be counted now. */

@@ -105,7 +105,8 @@ static inline void ud__busy_enter(void) { atomic_fetch_add_explicit(&ud__busy_co
 extern UD_HIDDEN atomic_uint ud__mm_calls; /* raised by calls that may have changed the mappings */
 static inline void ud__busy_leave(void)
 {
-    atomic_fetch_add_explicit(&ud__mm_calls, 1, memory_order_relaxed);
+    /* Not a locked addition: two at once may count as one, and still something has changed. */
+    atomic_store_explicit(&ud__mm_calls, atomic_load_explicit(&ud__mm_calls, memory_order_relaxed) + 1, memory_order_relaxed);
     atomic_fetch_sub_explicit(&ud__busy_count, 1, memory_order_seq_cst);
 }
 int ud__merged_any(uint64_t start, uint64_t end) UD_HIDDEN;  /* maybe: bits may be stale, never missing */

@@ -22,6 +22,18 @@ _SIGNALS = {
 }
 
 
+#: Tests that wait for something to come about: where three run on two CPUs they may run out of patience once.
+#: Never the tests of safety (hazards, torture, trap, model, c): those must not fail even once.
+PATIENT = {"bench", "cli", "examples", "integration", "ksm", "watch"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and item.path.relative_to(here).parts[0] in PATIENT:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("long") and not os.environ.get("UDEDUP_TEST_LONG"):
         pytest.skip("takes long: UDEDUP_TEST_LONG=1 runs it")

@@ -126,7 +126,7 @@ class Lab:
         self.client.close()
 
 
-def wait_until(check: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait_until(check: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := check()):
         assert time.monotonic() < deadline, f"not within {seconds} s"
