@@ -58,6 +58,7 @@ def test_fills_give_the_counts_of_ksm(lab: Lab) -> None:
 def test_profit_counts_metadata_and_mappings(lab: Lab) -> None:
     children = lab.advised(2, 2048, "distinct 1")
     lab.settle()
+    wait_until(lambda: lab.stat()["pages_sharing"] == 2048)
     stat = lab.stat()
     assert (stat["pages_shared"], stat["pages_sharing"]) == (2048, 2048)
     assert stat["saved_bytes"] == 2048 * PAGE
