@@ -51,11 +51,17 @@ def sizes(pids: list[int]) -> dict[str, int]:
     }
 
 
+def grown(first: dict[str, int], last: dict[str, int]) -> dict[str, tuple[int, int]]:
+    return {name: (first[name], last[name]) for name in first if last[name] > 1.5 * first[name] + 64}
+
+
 def test_nothing_grows_while_regions_come_and_go() -> None:
+    """What a busy machine has not tidied up yet may still be there for a while, but what leaks stays."""
     with Pool("cycles", 3, prefix=run_prefix(DOMAIN, "--threshold", "1", *EAGER)) as pool:
         assert pool.ask(["turn", CYCLES // 4]) == [0, 0, 0]
         first, before = sizes(pool.pids), stat(DOMAIN)
         assert pool.ask(["turn", CYCLES * 3 // 4]) == [0, 0, 0]
+        wait_until(lambda: not grown(first, sizes(pool.pids)), 90)
         last, after = sizes(pool.pids), stat(DOMAIN)
     print("\n".join(f"{name:22}{first[name]:>12}{last[name]:>12}" for name in first))
     merged = after["pages_merged"] - before["pages_merged"]
@@ -63,8 +69,6 @@ def test_nothing_grows_while_regions_come_and_go() -> None:
         f"{merged} pages merged, {after['pages_split'] - before['pages_split']} split, over {CYCLES} cycles"
     )
     assert merged > 10 * CYCLES, "hardly anything was merged"
-    grown = {name: (first[name], last[name]) for name in first if last[name] > 1.5 * first[name] + 64}
-    assert not grown
 
 
 def test_mappings_whose_pages_are_all_written_are_plain_again() -> None:
