@@ -162,8 +162,8 @@ static int unmerge_locked(uint64_t at, uint64_t len, uint32_t flags, uint64_t lo
 static void unmerge_pieces(struct ud__job *j, int *open)
 {
     /* Only where everybody is held: gaps are plain memory, which may be written. */
-    uint64_t pinned, locked_kb = ud__locked_now();
-    int bridge = j->ledger && !j->no_hold && !ud__trap_active() && !locked_kb && ud__locked_kb(&pinned) == 0 && !pinned;
+    uint64_t locked_kb = ud__locked_now();
+    int bridge = j->ledger && !j->no_hold && !ud__trap_active() && !locked_kb; /* pinned memory is no job's: job.c */
     for (; j->done < j->npieces; j->done++) {
         struct ud__piece *p = &j->pieces[j->done];
         uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift), from, to;
