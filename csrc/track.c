@@ -97,22 +97,24 @@ int ud__track_register(uint64_t start, uint64_t end)
 /* thp keep: huge pages are not told, nor write-protected, which would cut those that a scan ends in. */
 static uint64_t left_alone(void) { return FILE_PAGE | PFNZERO | (ud__a.knobs.thp ? 0 : HUGE); }
 
-long ud__track_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages)
+static long written(uint64_t *at, uint64_t end, uint64_t flags, uint64_t must, struct ud__range *out, size_t cap,
+                    uint64_t max_pages)
 {
     if (uffd < 0) {
         *at = end;
         return 0;
     }
-    return scan(at, end, WP_MATCHING, WRITTEN | PRESENT, left_alone() & ~FILE_PAGE, out, cap, max_pages);
+    return scan(at, end, flags, must | WRITTEN | PRESENT, left_alone() & ~FILE_PAGE, out, cap, max_pages);
+}
+
+long ud__track_written(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages)
+{
+    return written(at, end, WP_MATCHING, 0, out, cap, max_pages);
 }
 
 long ud__track_peek(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages)
 {
-    if (uffd < 0) {
-        *at = end;
-        return 0;
-    }
-    return scan(at, end, 0, WPALLOWED | WRITTEN | PRESENT, left_alone() & ~FILE_PAGE, out, cap, max_pages);
+    return written(at, end, 0, WPALLOWED, out, cap, max_pages);
 }
 
 /* Without PAGEMAP_SCAN: 8 bytes a page; bit 63 present, bit 61 file or shared. */
@@ -144,25 +146,26 @@ static long present_by_pagemap(uint64_t *at, uint64_t end, struct ud__range *out
     return (long)n;
 }
 
-long ud__track_present(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, int of_file)
+static long present(uint64_t *at, uint64_t end, uint64_t must_not, struct ud__range *out, size_t cap, uint64_t max_pages)
 {
     if (!have_scan)
-        return present_by_pagemap(at, end, out, cap, 0);
-    return scan(at, end, 0, PRESENT, PFNZERO | (of_file ? FILE_PAGE : 0), out, cap, 0);
+        return present_by_pagemap(at, end, out, cap, max_pages);
+    return scan(at, end, 0, PRESENT, must_not, out, cap, max_pages);
+}
+
+long ud__track_present(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, int of_file)
+{
+    return present(at, end, PFNZERO | (of_file ? FILE_PAGE : 0), out, cap, 0);
 }
 
 long ud__track_untracked(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages)
 {
-    if (!have_scan)
-        return present_by_pagemap(at, end, out, cap, max_pages);
-    return scan(at, end, 0, PRESENT, left_alone() | WPALLOWED, out, cap, max_pages);
+    return present(at, end, left_alone() | WPALLOWED, out, cap, max_pages);
 }
 
 long ud__track_all(uint64_t *at, uint64_t end, struct ud__range *out, size_t cap, uint64_t max_pages)
 {
-    if (!have_scan)
-        return present_by_pagemap(at, end, out, cap, max_pages);
-    return scan(at, end, 0, PRESENT, left_alone(), out, cap, max_pages);
+    return present(at, end, left_alone(), out, cap, max_pages);
 }
 
 int ud__track_huge(uint64_t start, uint64_t *end)
