@@ -97,6 +97,7 @@ static void close_all(void)
     ud__track_close();
     ud__maps_close(&ud__a.maps);
     ud__ledger_close(&ud__a.ledger);
+    ud__turns_close();
     ud__segment_reset(1);
 }
 
@@ -139,7 +140,9 @@ static uint64_t work(void)
     if (ud__a.knobs.run != 1)
         return most > 100000 ? most : 100000;
     uint64_t began = ud__now_us();
+    ud__turn_take();
     long changed = ud__scan_slice(&whole);
+    ud__turn_give();
     uint64_t calm = changed < CALM_PAGES ? 3 * (ud__now_us() - began) : 0; /* where little changes, a quarter of a CPU at most */
     note_cpu();
     if (changed > 0 || whole) {

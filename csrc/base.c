@@ -192,3 +192,12 @@ long ud__read_file(const char *path, char *buf, size_t cap)
     ud__sys(__NR_close, fd);
     return n;
 }
+
+uint64_t ud__cpus(void)
+{
+    uint64_t mask[128] = {0}, cpus = 0;
+    long n = ud__sys(__NR_sched_getaffinity, 0, sizeof mask, mask);
+    for (long i = 0; i < n / 8; i++)
+        cpus += (uint64_t)__builtin_popcountll(mask[i]);
+    return cpus ? cpus : 1;
+}

@@ -2,7 +2,7 @@
  *
  *   plan -> pieces -> batches: precheck (precheck.c), then one holder each (job.c), as long as pieces are left
  *
- * Guarantees: a batch works for 5/8 of freeze_max_us at most once everybody is held, less where pauses turn out longer
+ * Guarantees: a batch works for half of freeze_max_us at most once everybody is held, less where pauses turn out longer
  * than that; between two batches the program runs at least as long as it was held. A plan from the merger is checked against
  * the address space before use: a wrong one is refused, nothing more.
  * Fails: page by page; what was not merged becomes REFUSED in the ledger and is looked at again some passes later.
@@ -62,7 +62,7 @@ static void learn(uint64_t us)
 {
     if (us > batch.most)
         batch.us = batch.us * 3 / 4 > batch.most / 4 ? batch.us * 3 / 4 : batch.most / 4;
-    else if (batch.us < batch.most * 5 / 8)
+    else if (batch.us < batch.most / 2)
         batch.us += batch.most / 256;
 }
 
@@ -70,7 +70,7 @@ static uint64_t work_us(void)
 {
     if (batch.most != ud__a.knobs.freeze_max_us) {
         batch.most = ud__a.knobs.freeze_max_us;
-        batch.us = batch.most / 2;
+        batch.us = batch.most * 3 / 8;
     }
     return batch.us;
 }
@@ -120,7 +120,7 @@ static int wait_for_calm(void)
         cause = ud__hold_precheck(ud__a.pid, atomic_load(&ud__a.tid));
         if (cause < 0)
             return -1;
-        ud__sleep_us(1000u << i);
+        ud__turn_rest(1000u << i);
     }
     return cause;
 }
@@ -169,7 +169,7 @@ static void run_batches(struct ud__job *j)
             }
             tries = 0;
             if (j->kind == UD__JOB_UNMERGE)
-                ud__sleep_us(j->pause_us);
+                ud__turn_rest(j->pause_us);
             else
                 ud__pace(j->pause_us);
             continue;
@@ -177,7 +177,7 @@ static void run_batches(struct ud__job *j)
         cause = r < 0 ? UD_CAUSE_NOMEM : j->cause_begin;
         if (cause == UD_CAUSE_PINNED)
             break;
-        ud__sleep_us(1000u << tries++);
+        ud__turn_rest(1000u << tries++);
     }
     if (cause >= 0)
         note_hold(cause);

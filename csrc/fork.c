@@ -40,6 +40,7 @@ static void in_child(void)
     ud__budget_forked();
     ud__exec_forked();
     ud__link_forked();
+    ud__turns_forked();
     ud__job_forked();
     ud__region_forked();
     ud__own_reset();

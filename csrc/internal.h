@@ -28,6 +28,7 @@ extern UD_HIDDEN unsigned ud__page_shift;
 void ud__base_init(void) UD_HIDDEN;
 uint64_t ud__now_us(void) UD_HIDDEN;    /* CLOCK_MONOTONIC */
 void ud__sleep_us(uint64_t us) UD_HIDDEN;
+uint64_t ud__cpus(void) UD_HIDDEN; /* that the calling thread may run on; 1 at least */
 /* Where to ask for a mapping of our own: far from the program's, so that a pool's shared layout stays shared. */
 uint64_t ud__hint(size_t bytes) UD_HIDDEN;
 /* Memory of the agent's own: never merged, not inherited by fork. NULL when there is none. */
@@ -473,6 +474,16 @@ uint32_t ud__plan_unmerge(const struct ud_run *runs, uint32_t nruns) UD_HIDDEN; 
 int ud__run_joins(uint64_t vaddr, uint32_t *npages, uint64_t start, uint64_t end) UD_HIDDEN;
 void ud__plan_zero(const struct ud__range *r, size_t n) UD_HIDDEN;
 void ud__pace(uint64_t pause_us) UD_HIDDEN; /* pace.c: rests after a piece of work */
+
+/* ---- turns.c: who of a domain works now; agent thread only ------------------------------------------------- */
+
+void ud__turns_use(int fd) UD_HIDDEN; /* the merger's file, which is ours from now on; -1: there is none */
+void ud__turns_close(void) UD_HIDDEN;
+void ud__turns_forked(void) UD_HIDDEN;
+void ud__turn_take(void) UD_HIDDEN;   /* waits for a turn, for a while; nothing if this agent has one */
+void ud__turn_give(void) UD_HIDDEN;
+void ud__turn_offer(void) UD_HIDDEN;  /* in the midst of long work: lets those who wait go first */
+void ud__turn_rest(uint64_t us) UD_HIDDEN; /* sleeps, without a turn meanwhile */
 void ud__note_cause(int cause, uint64_t pages) UD_HIDDEN;
 
 #endif

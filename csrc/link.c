@@ -149,8 +149,7 @@ static int take_welcome(void)
     if (ud__sys(__NR_ppoll, &p, 1, &ts, 0, 8) <= 0)
         return -ETIMEDOUT;
     long n = receive(&fd, MSG_DONTWAIT);
-    if (fd >= 0)
-        ud__sys(__NR_close, fd);
+    ud__turns_use(fd);
     const struct ud_msg_welcome *w = (const struct ud_msg_welcome *)inbox;
     if (n != sizeof *w || !well_formed(n) || w->msg.type != UD_MSG_WELCOME)
         return -EPROTO;
@@ -206,12 +205,16 @@ static int dispatch(long n, int *fd)
     case UD_MSG_PUBLISH:
         if (!runs_fit(runs, n))
             return -EPROTO;
+        ud__turn_take();
         ud__plan_publish(runs, &res, &out);
+        ud__turn_give();
         return answer(runs, &res, UD_MSG_PUBLISHED, out);
     case UD_MSG_MERGE:
         if (!runs_fit(runs, n))
             return -EPROTO;
+        ud__turn_take();
         ud__plan_merge(runs, *fd, &res);
+        ud__turn_give();
         *fd = -1; /* kept or closed */
         return answer(runs, &res, UD_MSG_RESULT, -1);
     case UD_MSG_UNMERGE:

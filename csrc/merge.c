@@ -19,6 +19,8 @@
 #define TLS_BELOW (64u * 1024)
 #define TLS_ABOVE (16u * 1024)
 #define ROW_MAX 256u /* pages in one mmap: between two looks at the clock */
+#define ROW_MIN 16u
+#define PAGE_US 2u    /* to compare, remap and free a page, about */
 #define SLOTS_BYTES 65536u /* the largest page there is; stays in the cache */
 
 void ud__job_refuse(struct ud__job *j, uint64_t pages, int cause)
@@ -123,14 +125,21 @@ static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, u
         ud__page_set(j->ledger, at + ((uint64_t)i << ud__page_shift), UD_PG_MERGED, UD_SLOT_REF(j->segment, slot + i));
 }
 
+/* How many pages to take at once: as many as the time left allows, at about PAGE_US each. */
+static uint32_t row_length(const struct ud__job *j, uint64_t now)
+{
+    uint64_t n = (j->stop_us - now) / PAGE_US;
+    return n < ROW_MIN ? ROW_MIN : n > ROW_MAX ? ROW_MAX : (uint32_t)n;
+}
+
 /* Merges what equals in [at, end) of mapping v. Returns how far it came: less than end when time is up. */
 static uint64_t merge_span(struct ud__job *j, const struct ud__vma *v, uint64_t at, uint64_t end, uint32_t slot)
 {
     while (at < end) {
-        uint64_t left = (end - at) >> ud__page_shift;
-        if (ud__now_us() >= j->stop_us)
+        uint64_t left = (end - at) >> ud__page_shift, now = ud__now_us();
+        if (now >= j->stop_us)
             return at;
-        uint32_t n = equal_row(j, v, at, slot, left < ROW_MAX ? (uint32_t)left : ROW_MAX);
+        uint32_t most = row_length(j, now), n = equal_row(j, v, at, slot, left < most ? (uint32_t)left : most);
         if (n) {
             remap_row(j, v, at, n, slot);
         } else {

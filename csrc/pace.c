@@ -30,13 +30,10 @@ static uint64_t cpu_us(int clock)
 /* Tasks that want a CPU now, in percent of the CPUs we may use. */
 static uint64_t crowd(void)
 {
-    uint64_t mask[128] = {0}, running = 0, cpus = 0;
+    uint64_t running = 0, cpus = ud__cpus();
     char buf[64];
     const char *s = buf;
-    long n = ud__sys(__NR_sched_getaffinity, 0, sizeof mask, mask);
-    for (long i = 0; i < n / 8; i++)
-        cpus += (uint64_t)__builtin_popcountll(mask[i]);
-    if (ud__read_file("/proc/loadavg", buf, sizeof buf) <= 0 || !cpus)
+    if (ud__read_file("/proc/loadavg", buf, sizeof buf) <= 0)
         return 0;
     for (int blanks = 0; *s && blanks < 3; s++)
         blanks += *s == ' ';
@@ -72,5 +69,5 @@ void ud__pace(uint64_t pause_us)
     program_us = program;
     agent_us = agent;
     uint64_t rest = debt_us < REST_MAX_US ? debt_us : REST_MAX_US;
-    ud__sleep_us(rest > pause_us ? rest : pause_us);
+    ud__turn_rest(rest > pause_us ? rest : pause_us);
 }

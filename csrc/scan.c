@@ -16,6 +16,7 @@
 #define TODO_PAGES 8192u
 #define TODO_RANGES 2048u
 #define THOROUGH_PASSES 4
+#define OFFER_PAGES 1024u
 
 enum { BEGIN, WRITTEN, UNTRACKED, END };
 
@@ -88,6 +89,8 @@ int ud__pass_flush(void)
                 judge(page, b->digest[k], todo_written);
     ud__a.ledger.hdr->pages_scanned += k;
     todo_count = todo_pages = 0;
+    if (k > OFFER_PAGES)
+        ud__turn_offer();
     return r;
 }
 

@@ -71,11 +71,7 @@ int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages)
     long seals = ud__sys(__NR_fcntl, fd, UD_GET_SEALS);
     if (seals < 0 || (seals & UD_ALL_SEALS) != UD_ALL_SEALS)
         return -EPERM;
-#ifdef __NR_fstat
     long r = ud__sys(__NR_fstat, fd, &st);
-#else
-    long r = ud__sys(__NR_newfstatat, fd, "", &st, 0x1000 /* AT_EMPTY_PATH */);
-#endif
     if (r < 0)
         return (int)r;
     uint64_t pages = (uint64_t)st.st_size >> ud__page_shift;

@@ -10,7 +10,7 @@
  *   agent                              merger
  *     HELLO + ledger fd     ------->
  *     SEGMENT + fd  (each)  ------->           (only what it already maps: adoption)
- *                           <-------  WELCOME  (digest key, knobs)
+ *                           <-------  WELCOME + turns fd  (digest key, knobs; turns.c)
  *     PASS                  ------->           (ledger has news)
  *                           <-------  PUBLISH  (copy these runs into a new segment)
  *     PUBLISHED + fd        ------->

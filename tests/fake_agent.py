@@ -247,6 +247,7 @@ class FakeAgent:
         self.sock.settimeout(5)
         self.sock.connect(os.fspath(path))
         self.seen: list[int] = []
+        self.turns = -1  # csrc/turns.c
 
     def send(self, kind: int, body: bytes, plan: int = 0, fd: int = -1) -> None:
         self.sock.setblocking(True)
@@ -261,7 +262,7 @@ class FakeAgent:
         self.send(wire.HELLO, body, fd=self.process.fd)
         for name, fd in known:
             self.send(wire.SEGMENT, struct.pack("=QII", name, os.fstat(fd).st_size // PAGE, 0), fd=fd)
-        data, _ = self.receive()
+        data, self.turns = self.receive()
         assert header_of(data)[0] == wire.WELCOME
         self.process.key = struct.unpack_from("=QQ", data, wire.HEADER.size)
 
@@ -307,4 +308,6 @@ class FakeAgent:
 
     def close(self) -> None:
         self.sock.close()
+        if self.turns >= 0:
+            os.close(self.turns)
         self.process.close()

@@ -239,4 +239,4 @@ def note_counters(meter: Meter, cell: Cell) -> None:
     cell.counters_end["cpu_by_proc_s"] = meter.engine.cpu(meter.run)
     pauses = cell.counters_end.get("freeze_us")
     if isinstance(pauses, dict):
-        cell.freeze_us = {name: float(value) for name, value in pauses.items() if value is not None}
+        cell.freeze_us = {name: float(pauses[name]) for name in ("p50", "p99", "max", "count")}

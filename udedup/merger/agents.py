@@ -72,7 +72,8 @@ class Agent:
         self.comm = hello.comm
         self.passes = self.active_pass = int(self.server.planner.header(self.sid).passes)
         self.server.joined(self)
-        self.post(wire.welcome(wire.WELCOME, self.server.key, self.server.settings.for_agents()))
+        greeting = wire.welcome(wire.WELCOME, self.server.key, self.server.settings.for_agents())
+        self.post(greeting, self.server.turns)
 
     def _keep(self, fd: int, name: int, _npages: int, node: int) -> int:
         """Puts a segment into the store, which then owns fd."""

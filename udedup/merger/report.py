@@ -88,23 +88,35 @@ class Tally:
         """Pages not merged, by cause."""
         return dict(zip(CAUSE_NAMES, self.failures, strict=True))
 
-    def freeze(self) -> dict[str, float]:
+    def freeze(self) -> dict[str, Any]:
         """Pauses in microseconds; percentiles are the upper edge of their bucket."""
-        total = sum(self.histogram)
+        buckets = [(_upper_us(bucket), count) for bucket, count in enumerate(self.histogram) if count]
         return {
-            "p50": self._percentile(total, 0.50),
-            "p99": self._percentile(total, 0.99),
+            "p50": self._percentile(buckets, 0.50),
+            "p99": self._percentile(buckets, 0.99),
             "max": self.freeze_max,
             "count": self.counts["freezes"],
+            "buckets": buckets,
         }
 
-    def _percentile(self, total: int, share: float) -> float:
-        seen = 0
-        for bucket, count in enumerate(self.histogram):
-            seen += count
-            if total and seen >= share * total:
-                return min(round(2 ** ((bucket + 1) / 4), 1), float(self.freeze_max))
-        return 0.0
+    def _percentile(self, buckets: list[tuple[float, int]], share: float) -> float:
+        return min(percentile(buckets, share), float(self.freeze_max))
+
+
+def percentile(buckets: list[tuple[float, int]], share: float) -> float:
+    """The upper edge of the bucket that `share` of all lie in or below; 0 without any."""
+    total, seen = sum(count for _, count in buckets), 0
+    for upper, count in buckets:
+        seen += count
+        if seen >= share * total:
+            return upper
+    return 0.0
+
+
+def _upper_us(bucket: int) -> float:
+    """Four buckets of equal width to each power of two, as note_pause of csrc/exec.c fills them."""
+    octave, quarter = divmod(bucket, 4)
+    return float(2**octave * (5 + quarter) / 4)
 
 
 def _word(words: tuple[str, ...], number: int) -> str:

@@ -3,6 +3,7 @@
 One thread. What a peer sends wrong costs its own connection and nothing else.
 """
 
+import fcntl
 import os
 import selectors
 import socket
@@ -44,6 +45,7 @@ class Server:
         self.full_scans = 0
         self.advisor = Advisor(self)
         self.scrubber = Scrubber(self)
+        self.turns = _turns_file()
         self._listener = listener
         self._peers: dict[int, Peer | None] = {}
         self._sockets: dict[int, socket.socket] = {}
@@ -329,7 +331,20 @@ class Server:
         for fd in list(self._peers):
             self._drop(fd)
         self.store.close()
+        if self.turns >= 0:
+            os.close(self.turns)
         self._selector.close()
+
+
+def _turns_file() -> int:
+    """Descriptor of what the agents take turns by (csrc/turns.c), -1 where it cannot be made: they work without."""
+    try:
+        fd = os.memfd_create("udedup-turns", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError:
+        return -1
+    os.ftruncate(fd, PAGE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
 
 
 def _drawn_key() -> tuple[int, int]:

@@ -1,0 +1,116 @@
+/* turns.c: as many agents of a domain work at a time as there are CPUs; the others wait for their turn.
+ *
+ * Without it the holders of a pool that merges crowd out each other, and the threads that are to be held: a tick of the
+ * scheduler (4 ms) for each that comes too late, in every hold.
+ *
+ *   turns: a memfd from the merger. Byte i is locked by whom turn i belongs to (fcntl, so the kernel ends the turn of who
+ *   dies); its first word counts the turns that ended, and wakes who waits.
+ *
+ * Guarantees: nobody waits longer than PATIENCE_US, whatever the others do (stopped, frozen, hostile): then it works without
+ * a turn. Agent thread only.
+ * Fails: without the file, or one that could shrink under us, everybody works when it likes.
+ */
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "internal.h"
+
+#define PATIENCE_US 50000u
+#define OFFER_US 50u /* for who was woken to come before us */
+#define UD_GET_SEALS 1034
+#define UD_SEAL_SHRINK 2
+
+static int turns_fd = -1, mine = -1, turns;
+static atomic_uint *ended;
+
+static int lock(int turn, short type)
+{
+    struct flock range = {.l_type = type, .l_whence = 0 /* SEEK_SET */, .l_start = turn, .l_len = 1};
+    return (int)ud__sys(__NR_fcntl, turns_fd, F_SETLK, &range);
+}
+
+void ud__turns_close(void)
+{
+    if (ended)
+        ud__sys(__NR_munmap, ended, ud__page);
+    if (turns_fd >= 0)
+        ud__sys(__NR_close, turns_fd);
+    ud__turns_forked();
+}
+
+void ud__turns_forked(void)
+{
+    ended = NULL;
+    turns_fd = mine = -1;
+}
+
+void ud__turns_use(int fd)
+{
+    ud__turns_close();
+    turns_fd = fd;
+    if (fd < 0)
+        return;
+    struct stat st;
+    long p = -EPERM, seals = ud__sys(__NR_fcntl, fd, UD_GET_SEALS);
+    if (seals > 0 && seals & UD_SEAL_SHRINK && ud__sys(__NR_fstat, fd, &st) == 0 && st.st_size >= (long)ud__page)
+        p = ud__sys(__NR_mmap, ud__hint(ud__page), ud__page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (ud__is_err(p)) {
+        ud__turns_close();
+        return;
+    }
+    ud__sys(__NR_madvise, p, ud__page, MADV_DONTFORK);
+    ended = (atomic_uint *)p;
+    turns = ud__cpus() > 1 ? (int)ud__cpus() - 1 : 1;
+}
+
+void ud__turn_take(void)
+{
+    if (!ended || mine >= 0)
+        return;
+    uint64_t now = ud__now_us(), until = now + PATIENCE_US;
+    for (; now < until; now = ud__now_us()) {
+        unsigned seen = atomic_load(ended);
+        for (int i = 0; i < turns; i++)
+            if (lock(i, F_WRLCK) == 0) {
+                mine = i;
+                return;
+            }
+        struct timespec ts = {0, (long)(until - now) * 1000};
+        ud__sys(__NR_futex, ended, 0 /* FUTEX_WAIT */, seen, &ts);
+    }
+}
+
+/* How many waited. */
+static long end_turn(void)
+{
+    lock(mine, F_UNLCK);
+    mine = -1;
+    atomic_fetch_add(ended, 1);
+    return ud__sys(__NR_futex, ended, 1 /* FUTEX_WAKE */, 1);
+}
+
+void ud__turn_give(void)
+{
+    if (mine >= 0)
+        end_turn();
+}
+
+void ud__turn_offer(void)
+{
+    if (mine < 0)
+        return;
+    if (end_turn() > 0)
+        ud__sleep_us(OFFER_US);
+    ud__turn_take();
+}
+
+void ud__turn_rest(uint64_t us)
+{
+    int had = mine >= 0;
+    ud__turn_give();
+    ud__sleep_us(us);
+    if (had)
+        ud__turn_take();
+}
