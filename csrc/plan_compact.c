@@ -21,7 +21,7 @@
 #define FEW_BREAKS 128u
 #define CUT_EVERY 32u    /* pages: segments less cut up than that are left as they are */
 #define DEAD_MIN 64u     /* slots: below that, dead ones are not worth the work */
-#define DEAD_PART 4u     /* segments above dead_percent are emptied once so big a part of that is dead in all of the store */
+#define DEAD_PART 20u    /* segments above dead_percent are emptied once so big a part of that is dead in all of the store */
 
 /* What a merged page maps, if it is in no plan; NULL if it is not merged, or busy. */
 static struct ud__segment *used_by(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t *slot)
