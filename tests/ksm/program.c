@@ -3,6 +3,9 @@
  * It knows nothing of udedup, but for `merged`, which asks the kernel. The area that commands work on has one page more
  * behind it, so that its last page is not the last one of the mapping.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <signal.h>
@@ -27,6 +30,16 @@ static void map_area(size_t n, size_t align)
     CHECK(p != MAP_FAILED);
     area = align ? (char *)(((uintptr_t)p + align - 1) & ~(align - 1)) : p;
     pages = n;
+}
+
+/* The area moves away, and other memory comes to lie where it was: that is the area from now on. */
+static void move_away(void)
+{
+    size_t bytes = (pages + 1) * PAGE;
+    char *to = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(to != MAP_FAILED);
+    CHECK(mremap(area, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+    CHECK(mmap(area, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == area);
 }
 
 /* Every page another, the same in each process. */
@@ -178,6 +191,8 @@ static void run(char *line)
         answer(word, 0);
     } else if (!strcmp(word, "advise"))
         answer(word, madvise(area, pages * PAGE, (int)n));
+    else if (!strcmp(word, "move"))
+        move_away(), answer(word, 0);
     else if (!strcmp(word, "mlock"))
         answer(word, mlock(area, pages * PAGE));
     else if (!strcmp(word, "set"))

@@ -82,6 +82,21 @@ def test_unmergeable_gives_back_at_once(lab: Lab) -> None:
     assert programs[0].ask("merged") == (0, 0)
 
 
+@pytest.mark.parametrize("merged", [True, False])
+def test_mremap_leaves_no_advice_where_something_else_may_come_to_lie(lab: Lab, merged: bool) -> None:
+    lab.set(run=int(merged))
+    programs = lab.advised(3, PAGES, "distinct 1")
+    if merged:
+        lab.settle()
+        assert programs[0].ask("merged")[0] == PAGES
+    programs[0].ask("move")
+    programs[0].ask("distinct 1")
+    lab.set(run=1)
+    lab.settle()
+    assert programs[1].ask("merged")[0] == programs[2].ask("merged")[0] == PAGES
+    assert programs[0].ask("merged") == (0, 0)
+
+
 def test_locked_pages_are_left_alone(lab: Lab) -> None:
     programs = lab.advised(3, PAGES, "distinct 1")
     lab.set(run=0)
