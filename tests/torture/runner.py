@@ -203,7 +203,9 @@ class Torture:
                 rise = value - before.get(name, 0)
                 self.result.merges[name] = self.result.merges.get(name, 0) + max(rise, 0)
                 before[name] = value
-        self.result.freeze_us = {name: value for name, value in stat["freeze_us"].items() if name != "buckets"}
+        self.result.freeze_us = {
+            name: value for name, value in stat["freeze_us"].items() if name != "buckets"
+        }
         self.result.failures = stat.get("merge_failures", {})
 
     # ---- the run --------------------------------------------------------------------------------

@@ -337,7 +337,7 @@ class Server:
 
 
 def _turns_file() -> int:
-    """Descriptor of what the agents take turns by (csrc/turns.c), -1 where it cannot be made: they work without."""
+    """What the agents take turns by (csrc/turns.c); -1 where it cannot be made: they work without."""
     try:
         fd = os.memfd_create("udedup-turns", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError:
