@@ -1,8 +1,8 @@
 """How long merging stops a pool's threads: python -m tests.bench.pauses [--workers N] [--busy N]
 
 Workers that import numpy, pandas and scikit-learn and hold 64 MiB of equal arrays load while nothing is
-merged; then merging begins. With --busy N, N threads of each worker compute meanwhile; without, all sleep. Prints the
-pauses from then on; exit status 1 if the p99 of sleeping threads is above freeze_max_us.
+merged; then merging begins. With --busy N, N threads of each worker compute meanwhile; without, all sleep.
+Prints the pauses from then on; exit status 1 if the p99 of sleeping threads is above freeze_max_us.
 """
 
 from __future__ import annotations
