@@ -58,7 +58,7 @@ def command(domain: Domain, as_json: bool, watch: bool, pids: Sequence[int]) -> 
                 full_scans store_pages store_dead_pages saved_bytes
                 general_profit metadata_bytes vmas_used vmas_budget
                 merge_failures{} agent_cpu_s
-                freeze_us{p50 p99 max count buckets[upper count]}
+                freeze_us{p50 p99 max count buckets[]}
                 merger{pid cpu_s pss_bytes} knobs{} processes[]
     processes:  pid comm pages_shared pages_sharing pages_unshared
                 pages_volatile zero_pages merging_pages saved_bytes
