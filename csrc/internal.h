@@ -473,6 +473,7 @@ uint32_t ud__plan_unmerge(const struct ud_run *runs, uint32_t nruns) UD_HIDDEN; 
 /* 1 if [start, end) lies so close behind the run that it now reaches over it: given back together, one mapping is left. */
 int ud__run_joins(uint64_t vaddr, uint32_t *npages, uint64_t start, uint64_t end) UD_HIDDEN;
 void ud__plan_zero(const struct ud__range *r, size_t n) UD_HIDDEN;
+void ud__note_cause(int cause, uint64_t pages) UD_HIDDEN;
 void ud__pace(uint64_t pause_us) UD_HIDDEN; /* pace.c: rests after a piece of work */
 
 /* ---- turns.c: who of a domain works now; agent thread only ------------------------------------------------- */
@@ -483,7 +484,6 @@ void ud__turns_forked(void) UD_HIDDEN;
 void ud__turn_take(void) UD_HIDDEN;   /* waits for a turn, for a while; nothing if this agent has one */
 void ud__turn_give(void) UD_HIDDEN;
 void ud__turn_offer(void) UD_HIDDEN;  /* in the midst of long work: lets those who wait go first */
-void ud__turn_rest(uint64_t us) UD_HIDDEN; /* sleeps, without a turn meanwhile */
-void ud__note_cause(int cause, uint64_t pages) UD_HIDDEN;
+void ud__turn_rest(uint64_t us) UD_HIDDEN;  /* sleeps, without a turn meanwhile */
 
 #endif

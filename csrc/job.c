@@ -116,7 +116,8 @@ static int objection(struct ud__job *j)
 
 static void work(struct ud__job *j)
 {
-    uint64_t now = ud__now_us(), least = now + j->budget_us / 4; /* threads that came late make the work shorter, to a point */
+    /* Threads that came late make the work shorter, to a point. */
+    uint64_t now = ud__now_us(), least = now + j->budget_us / 4;
     j->stop_us = j->hold.began_us + j->budget_us;
     if (j->no_hold || j->stop_us < least)
         j->stop_us = least;

@@ -13,10 +13,6 @@
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8u
 #endif
-#define UD_ADD_SEALS 1033
-#define UD_SEAL_SEAL 1
-#define UD_SEAL_SHRINK 2
-#define UD_SEAL_GROW 4
 
 static uint64_t page_up(uint64_t n) { return (n + ud__page - 1) & ~(uint64_t)(ud__page - 1); }
 
@@ -50,7 +46,7 @@ static int map_file(struct ud__ledger *l, uint32_t capacity)
     if (ud__is_err(p))
         return (int)p;
     ud__sys(__NR_madvise, p, size, MADV_DONTFORK);
-    ud__sys(__NR_fcntl, l->fd, UD_ADD_SEALS, UD_SEAL_SHRINK | UD_SEAL_GROW | UD_SEAL_SEAL);
+    ud__sys(__NR_fcntl, l->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
     char *base = (char *)p;
     l->hdr = (struct ud_ledger_header *)base;
     l->heads = (struct ud_block_head *)(base + heads);

@@ -14,9 +14,7 @@
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8u
 #endif
-#define UD_ADD_SEALS 1033
-#define UD_GET_SEALS 1034
-#define UD_ALL_SEALS 15 /* SEAL | SHRINK | GROW | WRITE */
+#define ALL_SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
 
 #define SEGMENTS_MAX 512
 #define INODES_MAX 8192 /* power of two */
@@ -68,8 +66,8 @@ void ud__inode_unlearn(uint64_t inode)
 int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages)
 {
     struct stat st;
-    long seals = ud__sys(__NR_fcntl, fd, UD_GET_SEALS);
-    if (seals < 0 || (seals & UD_ALL_SEALS) != UD_ALL_SEALS)
+    long seals = ud__sys(__NR_fcntl, fd, F_GET_SEALS);
+    if (seals < 0 || (seals & ALL_SEALS) != ALL_SEALS)
         return -EPERM;
     long r = ud__sys(__NR_fstat, fd, &st);
     if (r < 0)
@@ -136,7 +134,7 @@ int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode,
     if (r == 0)
         r = fill((int)fd, runs, nruns);
     if (r == 0)
-        r = ud__sys(__NR_fcntl, fd, UD_ADD_SEALS, UD_ALL_SEALS);
+        r = ud__sys(__NR_fcntl, fd, F_ADD_SEALS, ALL_SEALS);
     if (r == 0)
         r = ud__segment_check((int)fd, inode, npages);
     if (r == 0)

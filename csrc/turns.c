@@ -1,4 +1,4 @@
-/* turns.c: as many agents of a domain work at a time as there are CPUs; the others wait for their turn.
+/* turns.c: one agent fewer works at a time in a domain than there are CPUs; the others wait for their turn.
  *
  * Without it the holders of a pool that merges crowd out each other, and the threads that are to be held: a tick of the
  * scheduler (4 ms) for each that comes too late, in every hold.
@@ -19,8 +19,6 @@
 
 #define PATIENCE_US 50000u
 #define OFFER_US 50u /* for who was woken to come before us */
-#define UD_GET_SEALS 1034
-#define UD_SEAL_SHRINK 2
 
 static int turns_fd = -1, mine = -1, turns;
 static atomic_uint *ended;
@@ -53,8 +51,8 @@ void ud__turns_use(int fd)
     if (fd < 0)
         return;
     struct stat st;
-    long p = -EPERM, seals = ud__sys(__NR_fcntl, fd, UD_GET_SEALS);
-    if (seals > 0 && seals & UD_SEAL_SHRINK && ud__sys(__NR_fstat, fd, &st) == 0 && st.st_size >= (long)ud__page)
+    long p = -EPERM, seals = ud__sys(__NR_fcntl, fd, F_GET_SEALS);
+    if (seals > 0 && seals & F_SEAL_SHRINK && ud__sys(__NR_fstat, fd, &st) == 0 && st.st_size >= (long)ud__page)
         p = ud__sys(__NR_mmap, ud__hint(ud__page), ud__page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (ud__is_err(p)) {
         ud__turns_close();
@@ -62,7 +60,8 @@ void ud__turns_use(int fd)
     }
     ud__sys(__NR_madvise, p, ud__page, MADV_DONTFORK);
     ended = (atomic_uint *)p;
-    turns = ud__cpus() > 1 ? (int)ud__cpus() - 1 : 1;
+    int cpus = (int)ud__cpus();
+    turns = cpus > 1 ? cpus - 1 : 1;
 }
 
 void ud__turn_take(void)
