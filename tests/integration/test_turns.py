@@ -4,14 +4,14 @@ import fcntl
 import os
 import struct
 import sys
-import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fake_agent import FakeAgent
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pools import Pool, run_prefix, stat, wait_until
+from pools import Pool, process_stat, run_prefix, wait_until
 
 from udedup.domain import Domain
 
@@ -28,31 +28,26 @@ def owner_of_a_turn(fd: int) -> int:
 
 
 def test_agents_take_turns() -> None:
-    with Pool("arrays", 2, 64, prefix=run_prefix("turns")) as pool:
-        other = FakeAgent(Domain("turns").socket)
+    with (
+        Pool("arrays", 2, 64, prefix=run_prefix("turns")) as pool,
+        closing(FakeAgent(Domain("turns").socket)) as other,
+    ):
         other.hello()
-        seen: set[int] = set()
-        end = time.monotonic() + 20
-        while not seen & set(pool.pids) and time.monotonic() < end:
-            seen.add(owner_of_a_turn(other.turns))
-        other.close()
-        assert seen & set(pool.pids)
+        wait_until(lambda: owner_of_a_turn(other.turns) in pool.pids, 20, every=0)
 
 
 def test_who_never_ends_a_turn_slows_nobody_down_for_good() -> None:
     """A process that is stopped, or means ill, has all the turns there are."""
-    with Pool("arrays", 2, 0, prefix=run_prefix("turns")) as first:
-        other = FakeAgent(Domain("turns").socket)
-        other.hello()
-        fcntl.lockf(other.turns, fcntl.LOCK_EX, 1024)
-        with Pool("arrays", 2, 16, prefix=run_prefix("turns")) as pool:
-            wanted = 2 * 16 * MIB * 95 // 100
+    with Pool("arrays", 2, 1, prefix=run_prefix("turns")) as first:
+        with closing(FakeAgent(Domain("turns").socket)) as other:
+            other.hello()
+            fcntl.lockf(other.turns, fcntl.LOCK_EX, 1024)
+            with Pool("arrays", 2, 16, prefix=run_prefix("turns")) as pool:
 
-            def merged() -> bool:
-                entries = stat("turns")["processes"]
-                mine = [each for each in entries if each["pid"] in pool.pids]
-                return sum(each["merging_pages"] for each in mine) * os.sysconf("SC_PAGE_SIZE") >= wanted
+                def merged() -> bool:
+                    found = [process_stat("turns", pid) for pid in pool.pids]
+                    pages = sum(each["merging_pages"] for each in found if each)
+                    return pages * os.sysconf("SC_PAGE_SIZE") >= 2 * 16 * MIB * 95 // 100
 
-            wait_until(merged, 60)
-        assert first.pids
-        other.close()
+                wait_until(merged, 60)
+        assert len(first.ask("where")) == 2  # who was there before is well

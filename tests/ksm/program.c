@@ -3,16 +3,13 @@
  * It knows nothing of udedup, but for `merged`, which asks the kernel. The area that commands work on has one page more
  * behind it, so that its last page is not the last one of the mapping.
  */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+#include "hz.h"
+
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stddef.h>
 #include <sys/prctl.h>
-
-#include "hz.h"
 
 static char *area;
 static size_t pages;

@@ -70,8 +70,9 @@ def command(
                      saved_bytes
     taking part:     domain merging_pages zero_pages pages_shared
                      pages_sharing pages_unshared pages_volatile pages_split
-                     vmas_used vmas_budget freeze_us{p50 p99 max count}
-                     merge_failures hold tracking mode preloaded cause
+                     vmas_used vmas_budget merge_failures
+                     freeze_us{p50 p99 max count buckets[]}
+                     hold tracking mode preloaded cause
                      agent_cpu_s regions_mode regions[]
     regions:         kind size_bytes present_bytes huge_bytes merged_pages
                      zero_pages candidate_pages volatile_pages

@@ -89,18 +89,15 @@ class Tally:
         return dict(zip(CAUSE_NAMES, self.failures, strict=True))
 
     def freeze(self) -> dict[str, Any]:
-        """Pauses in microseconds; percentiles are the upper edge of their bucket."""
+        """Pauses in microseconds. Percentiles are the upper edge of a bucket; buckets: that edge, count."""
         buckets = [(_upper_us(bucket), count) for bucket, count in enumerate(self.histogram) if count]
         return {
-            "p50": self._percentile(buckets, 0.50),
-            "p99": self._percentile(buckets, 0.99),
+            "p50": min(percentile(buckets, 0.50), float(self.freeze_max)),
+            "p99": min(percentile(buckets, 0.99), float(self.freeze_max)),
             "max": self.freeze_max,
             "count": self.counts["freezes"],
             "buckets": buckets,
         }
-
-    def _percentile(self, buckets: list[tuple[float, int]], share: float) -> float:
-        return min(percentile(buckets, share), float(self.freeze_max))
 
 
 def percentile(buckets: list[tuple[float, int]], share: float) -> float:
