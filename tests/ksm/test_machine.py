@@ -49,7 +49,7 @@ class Group:
         (self.path / name).write_text(nothing if nbytes is None else str(nbytes))
 
     def squeeze(self, nbytes: int) -> None:
-        """Has the kernel reclaim down to nbytes, if it can: it gives up with EBUSY where pages are still young."""
+        """Has the kernel reclaim down to nbytes; it says EBUSY while pages are still young."""
         for _ in range(50):
             with suppress(OSError):
                 self.limit(nbytes)
