@@ -252,6 +252,9 @@ void ud__grow_bold(struct ud__session *s, int64_t now)
 {
     if (!s->shy_until || now < s->shy_until)
         return;
+    for (uint32_t block = 0; block < s->count; block++)
+        if (s->shy[block])
+            ud__put_off(s, block * UD_BLOCK_PAGES, now, false); /* nothing else may ever have it looked at again */
     memset(s->shy, 0, (size_t)s->count * 8);
     s->shy_until = 0;
 }
@@ -344,12 +347,19 @@ int ud_planner_next(struct ud_planner *p, int64_t now, struct ud_plan_out *out, 
 
 /* ---- time ---------------------------------------------------------------------------------------- */
 
+/* When something of a session is to be looked at again, news or not; INT64_MAX: never. */
+static int64_t next_look(const struct ud__session *s)
+{
+    int64_t again = s->again_count ? s->again_at : INT64_MAX;
+    return s->shy_until && s->shy_until < again ? s->shy_until : again;
+}
+
 int64_t ud_planner_timer(struct ud_planner *p, int64_t now)
 {
     int64_t first = INT64_MAX;
     for (uint32_t i = 1; i < p->session_room; i++)
-        if (p->sessions[i] && p->sessions[i]->again_count && p->sessions[i]->again_at < first)
-            first = p->sessions[i]->again_at;
+        if (p->sessions[i] && next_look(p->sessions[i]) < first)
+            first = next_look(p->sessions[i]);
     for (uint32_t i = 0; i < p->plan_count; i++)
         if (!p->plans[i].late && p->plans[i].type == UD_MSG_PUBLISH && p->plans[i].sent + p->conf.answer_timeout < first)
             first = p->plans[i].sent + p->conf.answer_timeout;
@@ -362,7 +372,7 @@ uint32_t ud_planner_due(struct ud_planner *p, int64_t now)
 {
     for (uint32_t i = 1; p->conf.run == 1 && i < p->session_room; i++) {
         struct ud__session *s = p->sessions[i];
-        if (s && ((s->again_count && s->again_at <= now) || s->fresh))
+        if (s && (next_look(s) <= now || s->fresh))
             return i;
     }
     return 0;

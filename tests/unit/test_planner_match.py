@@ -4,6 +4,7 @@ import os
 import struct
 import time
 
+import pytest
 from fake_agent import PAGE, Bench, FakeProcess, digest, header_of, page, runs, sealed
 
 from udedup.core import lib
@@ -298,6 +299,38 @@ def test_refused_pages_are_not_asked_for_again_and_again(bench: Bench) -> None:
     third.write(THERE, numbers(1, 100))
     bench.settle()
     assert bench.count()[0]["merged"] == 300
+
+
+def test_refused_pages_are_asked_for_again_though_nothing_happens(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both came to hold something else, and the planner saw neither change: the refusal is not for good."""
+    bench.join()[1].write(HERE, numbers(1, 100))
+    bench.join()[1].write(HERE, numbers(1, 100))
+    bench.settle()
+    late = [bench.join() for _ in range(2)]
+    for _, process in late:
+        process.write(THERE, numbers(1, 100))
+    for sid, process in late:
+        process.end_pass()
+        bench.planner.scan(sid)
+    for plan in bench.planner.plans():
+        assert header_of(plan.data)[0] == wire.MERGE
+        bench.planner.result(plan.sid, header_of(plan.data)[1], 0, 100)
+    for sid, process in late:
+        process.write(THERE, numbers(500, 100))
+        process.end_pass()
+        bench.planner.scan(sid)
+    assert bench.step() == 0
+    waited = 0.0
+    while bench.count()[0]["merged"] < 400 and (timer := bench.planner.timer()) is not None:
+        waited += timer
+        assert waited < 60
+        later = time.monotonic_ns() // 1_000_000 + int(waited * 1000) + 1
+        monkeypatch.setattr("udedup.merger.planner.now_ms", lambda later=later: later)
+        bench.planner.scan_due()
+        bench.step()
+    assert bench.count()[0]["merged"] == 400
 
 
 def test_without_mappings_left_only_long_runs_go(bench: Bench) -> None:
