@@ -51,7 +51,8 @@ def test_faulthandler_disabled_again(program: Program) -> None:
 def test_python_level_handler(program: Program) -> None:
     done = program(
         "import signal; enable()\n"
-        "signal.signal(signal.SIGSEGV, lambda *a: (print('handled', flush=True), check_split(), os._exit(5)))\n"
+        "signal.signal(signal.SIGSEGV,"
+        " lambda *a: (print('handled', flush=True), check_split(), os._exit(5)))\n"
         "check_split(); os.kill(os.getpid(), signal.SIGSEGV)\n"
         "for _ in range(10**6): pass\n"
     )
@@ -92,7 +93,9 @@ def test_threads_that_block_everything(program: Program) -> None:
     )
     done = program(text + "enable(); go.set(); t.join(); print('ok')", TT_EARLY="1")
     assert done.stdout == "ok\n", done.stderr
-    refused = program(text + "print(tt.tt_enable(), tt.tt_owner().decode(), flush=True); go.set(); os._exit(0)")
+    refused = program(
+        text + "print(tt.tt_enable(), tt.tt_owner().decode(), flush=True); go.set(); os._exit(0)"
+    )
     assert refused.stdout.startswith("-16 thread ") and "blocks SIGSEGV" in refused.stdout, refused.stderr
 
 
