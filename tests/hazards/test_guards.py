@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,11 +153,12 @@ def test_large_blocks_grow_right(racing: Lab) -> None:
 
 
 def children(process: Path) -> list[str]:
-    """Those of any of its threads: the agent's are the holders and readers."""
+    """Those of any of its threads: the agent's are the holders and readers. None once it has ended."""
     found: list[str] = []
-    for task in process.glob("task/*/children"):
-        with contextlib.suppress(OSError):
-            found += task.read_text().split()
+    with contextlib.suppress(OSError):  # glob itself raises where its folder goes away
+        for task in process.glob("task/*/children"):
+            with contextlib.suppress(OSError):
+                found += task.read_text().split()
     return found
 
 
@@ -195,13 +197,13 @@ def killing_holders(program: Path, how: int = signal.SIGKILL) -> Iterator[list[i
             return (entry / "exe").readlink() == program
         return False
 
-    thread = threading.Thread(target=hunt)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        hunting = pool.submit(hunt)
+        try:
+            yield killed
+        finally:
+            stop.set()
+            hunting.result()  # a hunter that fell would let the test pass, or fail, for nothing
 
 
 def test_holder_killed_at_any_instant(racing: Lab) -> None:
