@@ -80,6 +80,10 @@ enum ud_cause {
 enum ud_hold_kind { UD_HOLD_NONE = 0, UD_HOLD_PTRACE = 1, UD_HOLD_SIGNAL = 2, UD_HOLD_MPROTECT = 3 };
 enum ud_track_kind { UD_TRACK_NONE = 0, UD_TRACK_DIGEST = 1, UD_TRACK_UFFD = 2 };
 
+/* What a merged mapping costs the kernel: two vm_area_structs (it cuts one in three), their places in the
+ * maple tree, anon_vma chains. Measured on 6.18 by a cgroup's kernel memory, with 20,000 single pages. */
+#define UD_VMA_BYTES 472
+
 /* The shortest run worth its mappings, when `left` of a budget are left: the scarcer, the longer. */
 static inline uint32_t ud_shortest_run(uint32_t budget, int64_t left)
 {

@@ -20,6 +20,8 @@
 #define CALM 2000        /* ms without much change before runs are mended */
 #define FEW_BREAKS 128u
 #define CUT_EVERY 32u    /* pages: segments less cut up than that are left as they are */
+#define COST_PART 50u    /* cuts are mended when they cost so big a part of what is saved, in the kernel's memory */
+#define VMAS_PART 4u     /* or when merging has used so big a part of a program's mappings */
 #define DEAD_MIN 64u     /* slots: below that, dead ones are not worth the work */
 #define DEAD_PART 20u    /* segments above dead_percent are emptied once so big a part of that is dead in all of the store */
 
@@ -52,7 +54,7 @@ struct joint {
     uint64_t vaddr; /* behind the last page seen */
     struct ud__segment *g;
     uint32_t slot;
-    uint64_t runs, breaks;
+    uint64_t pages, runs, breaks;
 };
 
 static void count_break(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__segment *g, uint32_t slot,
@@ -64,6 +66,7 @@ static void count_break(struct ud_planner *p, struct ud__session *s, uint32_t pa
     bool joined = follows && j->g == g && j->slot + 1 == slot;
     /* A tile's end is no cut that could be mended. */
     bool wraps = follows && !joined && j->g->digests[j->slot] == g->digests[slot];
+    j->pages++;
     j->runs += !joined;
     if (follows && !joined && !wraps) {
         j->breaks++;
@@ -73,6 +76,19 @@ static void count_break(struct ud_planner *p, struct ud__session *s, uint32_t pa
     j->g = g;
     j->slot = slot;
     j->vaddr = vaddr + p->page_size;
+}
+
+/* To mend is to publish and to merge anew. A cut that is left costs a mapping, and little else. */
+static bool cuts_are_dear(const struct ud_planner *p, const struct joint *total)
+{
+    if (total->breaks * UD_VMA_BYTES * COST_PART > total->pages * p->page_size)
+        return true;
+    for (uint32_t i = 1; i < p->session_room; i++) {
+        const struct ud_ledger_header *h = p->sessions[i] ? p->sessions[i]->header : NULL;
+        if (h && h->vmas_budget && (uint64_t)h->vmas_used * VMAS_PART > h->vmas_budget)
+            return true;
+    }
+    return false;
 }
 
 static bool worth_mending(struct ud_planner *p, int64_t now)
@@ -91,12 +107,14 @@ static bool worth_mending(struct ud_planner *p, int64_t now)
         if (!p->sessions[i])
             continue;
         ud__each_merged(p, p->sessions[i], count_break, &j);
+        total.pages += j.pages;
         total.runs += j.runs;
         total.breaks += j.breaks;
     }
     if (p->tidied_at && !p->breaks_left)
         p->breaks_left = total.breaks + 1; /* the first look after a mending: what it left */
-    return total.breaks > FEW_BREAKS && total.breaks * 3 > total.runs && total.breaks > 2 * p->breaks_left;
+    return total.breaks > FEW_BREAKS && total.breaks * 3 > total.runs && total.breaks > 2 * p->breaks_left &&
+           cuts_are_dear(p, &total);
 }
 
 /* ---- which segments are emptied ------------------------------------------------------------------------ */

@@ -106,6 +106,24 @@ def test_runs_published_piecemeal_are_mended(bench: Bench) -> None:
     assert bench.count()[1]["slots"] == 1024
 
 
+def test_cuts_are_left_while_mappings_are_plenty(bench: Bench) -> None:
+    """Runs of 16 pages in a random order: their mappings cost less than to publish and merge all of it anew."""
+    order = list(range(64))
+    random.Random(4).shuffle(order)
+    processes = [bench.join()[1] for _ in range(3)]
+    for piece in order:
+        for process in processes:
+            process.write(HERE + 16 * piece * PAGE, [page(1 + 16 * piece + i) for i in range(16)])
+        bench.settle()
+    assert bench.count()[0]["merged"] == 3 * 1024
+    time.sleep(2.1)
+    assert bench.planner.compact(PLENTY) == 0
+    time.sleep(3.1)  # it looks again every three seconds
+    processes[0].header.vmas_budget, processes[0].header.vmas_used = 200, 63
+    bench.count()
+    assert bench.planner.compact(PLENTY) > 1
+
+
 def adopt(bench: Bench, processes: list[FakeProcess], numbers: list[int]) -> int:
     """A segment of these pages that all the processes map already, as a new merger finds it; its id."""
     fd = sealed(b"".join(page(number) for number in numbers))

@@ -4,7 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from udedup.core import ffi
+from udedup.core import ffi, lib
 from udedup.merger.planner import PAGE
 
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ CAUSE_NAMES = (
 HOLDS = ("none", "ptrace", "signal", "mprotect")
 TRACKING = ("none", "digest", "uffd")
 MODES = ("stop", "trap")
-#: What a merged mapping costs the kernel: two vm_area_structs (it cuts one in three), their places in the
-#: maple tree, anon_vma chains. Measured on 6.18 by a cgroup's kernel memory, with 20,000 single pages.
-VMA_BYTES = 472
-
 #: Counters that only grow: what ended processes did stays in the sums.
 _GROWING = (
     "pages_scanned",
@@ -166,7 +162,7 @@ def _process(server: "Server", agent: Any) -> tuple[dict[str, Any], Tally]:
         "full_scans": int(header.passes),
         "passes_since_merge": agent.passes - agent.active_pass,
         "saved_bytes": saved,
-        "general_profit": saved - metadata - int(header.vmas_used) * VMA_BYTES,
+        "general_profit": saved - metadata - int(header.vmas_used) * lib.UD_VMA_BYTES,
         "vmas_used": int(header.vmas_used),
         "vmas_budget": int(header.vmas_budget),
         "metadata_bytes": metadata,
@@ -217,7 +213,7 @@ def _domain(server: "Server", tally: Tally, entries: list[dict[str, Any]]) -> di
         "store_segments": store["segments"],
         "tile_pages": store["tile_slots"],
         "saved_bytes": saved,
-        "general_profit": saved - metadata - vmas * VMA_BYTES,
+        "general_profit": saved - metadata - vmas * lib.UD_VMA_BYTES,
         "metadata_bytes": metadata,
         "vmas_used": vmas,
         # The least of the processes' budgets: each process has its own limit.
