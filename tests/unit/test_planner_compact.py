@@ -107,7 +107,7 @@ def test_runs_published_piecemeal_are_mended(bench: Bench) -> None:
 
 
 def test_cuts_are_left_while_mappings_are_plenty(bench: Bench) -> None:
-    """Runs of 16 pages in a random order: their mappings cost less than to publish and merge all of it anew."""
+    """Runs of 16 pages in a random order: their mappings cost less than to publish and merge it all anew."""
     order = list(range(64))
     random.Random(4).shuffle(order)
     processes = [bench.join()[1] for _ in range(3)]
