@@ -31,7 +31,8 @@ static void read_guards(const char *list)
                  {"hold", UD__GUARD_HOLD}, {"bitfirst", UD__GUARD_BITFIRST}, {"eintr", UD__GUARD_EINTR},
                  {"lastpage", UD__GUARD_LASTPAGE}, {"pinned", UD__GUARD_PINNED}, {"fork", UD__GUARD_FORK}, {"open", UD__GUARD_OPEN},
                  {"inherit", UD__GUARD_INHERIT}, {"sharers", UD__GUARD_SHARERS}, {"owed", UD__GUARD_OWED},
-                 {"release", UD__GUARD_RELEASE}, {"stopped", UD__GUARD_STOPPED}, {"proc", UD__GUARD_PROC}};
+                 {"release", UD__GUARD_RELEASE}, {"stopped", UD__GUARD_STOPPED}, {"proc", UD__GUARD_PROC},
+                 {"bar", UD__GUARD_BAR}, {"neighbours", UD__GUARD_OPENERS}};
     for (size_t i = 0; list && i < sizeof names / sizeof *names; i++)
         if (strstr(list, names[i].name))
             ud__guards_off |= names[i].bit;

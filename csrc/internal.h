@@ -55,7 +55,7 @@ enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE =
                  UD__GUARD_BITFIRST = 16, UD__GUARD_EINTR = 32, UD__GUARD_LASTPAGE = 64,
                  UD__GUARD_PINNED = 128, UD__GUARD_FORK = 256, UD__GUARD_OPEN = 512, UD__GUARD_INHERIT = 1024,
                  UD__GUARD_SHARERS = 2048, UD__GUARD_OWED = 4096, UD__GUARD_RELEASE = 8192, UD__GUARD_STOPPED = 16384,
-                 UD__GUARD_PROC = 32768 };
+                 UD__GUARD_PROC = 32768, UD__GUARD_BAR = 1 << 24, UD__GUARD_OPENERS = 1 << 25 };
 #ifdef UD_TEST
 extern UD_HIDDEN unsigned ud__guards_off;
 #define UD__GUARD_ON(g) (!(ud__guards_off & (g)))

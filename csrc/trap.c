@@ -26,6 +26,7 @@
 #include "trap.h"
 
 #define OPENERS_WAIT_US 20000
+#define SETTLE_WAIT_US 2000000 /* one killed amid it in a vforked child never leaves; one that waits for a CPU does */
 #define WINDOW_MAX 64 /* pages: a cell */
 
 struct life { /* MADV_WIPEONFORK: all zero in a forked child, shared with a vforked one */
@@ -35,6 +36,7 @@ struct life { /* MADV_WIPEONFORK: all zero in a forked child, shared with a vfor
 static struct life no_life, *_Atomic life = &no_life;
 
 static atomic_uint epoch;
+static _Atomic uint64_t bar_start, bar_end; /* of ud__trap_bar; an end of 0: none */
 static _Atomic uint64_t n_splits, n_waits, n_retries, n_windows;
 static _Atomic uint64_t last_end, last_pages; /* of the last split: tells sequential writers */
 atomic_int ud__trap_on;
@@ -84,6 +86,11 @@ static int any_closed(uint64_t start, uint64_t end)
     return ud__trap_each(start, end, UD__TRAP_CLOSED, is_one, NULL);
 }
 
+static int barred(uint64_t start, uint64_t end)
+{
+    return atomic_load(&bar_start) < end && start < atomic_load(&bar_end);
+}
+
 /* Is every page read-only by us: protected, or, if that is asked, closed? */
 static int all_ours(uint64_t start, uint64_t end, int or_closed)
 {
@@ -118,23 +125,27 @@ static void wait_past(unsigned seen)
 /* ---- openers ------------------------------------------------------------------------------------------ */
 
 /* Makes protected pages writable. 0, -EAGAIN when a window is over them, -ESTALE when they are no longer all
- * ours, or -errno of mprotect. Without an agent: also pages that the parent's left closed. */
+ * ours, or -errno of mprotect. Without an agent: also pages that the parent's left closed. Signals are blocked: a handler
+ * that unmaps would wait for the very opener it interrupted. */
 static long open_now(uint64_t start, uint64_t end)
 {
     struct life *l = atomic_load(&life);
+    uint64_t all = ~0ull, before;
     long r;
+    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
     atomic_fetch_add(&l->openers, 1);
     int alive = atomic_load(&l->alive);
     if (alive && any_closed(start, end)) {
         r = -EAGAIN;
     } else if (!all_ours(start, end, !alive)) {
         r = -ESTALE;
-    } else if (!(r = protect(start, end, PROT_READ | PROT_WRITE))) {
+    } else if (ud__test_gap(), !(r = protect(start, end, PROT_READ | PROT_WRITE))) {
         put(start, end, UD__TRAP_PROTECT, 0); /* protection first: who finds no bit must find the page writable */
         if (!alive)
             put(start, end, UD__TRAP_CLOSED, 0);
     }
     atomic_fetch_sub(&l->openers, 1);
+    ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, 8);
     return r;
 }
 
@@ -168,7 +179,7 @@ static void wait_for_windows(uint64_t start, uint64_t end)
 {
     for (;;) {
         unsigned seen = atomic_load(&epoch);
-        if (!any_closed(start, end) || !agent_alive())
+        if ((!any_closed(start, end) && !barred(start, end)) || !agent_alive())
             return;
         wait_past(seen);
     }
@@ -222,12 +233,12 @@ uint64_t ud__trap_edge(uint64_t start, uint64_t end)
     return end;
 }
 
-static int wait_for_openers(void)
+static int wait_for_openers(uint64_t us)
 {
     struct life *l = atomic_load(&life);
     if (!atomic_load(&l->openers))
         return 0;
-    for (uint64_t until = ud__now_us() + OPENERS_WAIT_US; atomic_load(&l->openers);) {
+    for (uint64_t until = ud__now_us() + us; atomic_load(&l->openers);) {
         if (ud__now_us() > until)
             return -EAGAIN;
         ud__sys(__NR_sched_yield);
@@ -243,7 +254,8 @@ void ud__trap_settle(uint64_t start, uint64_t end)
     put(start, end, UD__TRAP_PROTECT, 0);
     if (!agent_alive()) /* or whoever revives would open what the call is about to make of it */
         put(start, end, UD__TRAP_CLOSED, 0);
-    wait_for_openers(); /* one that looked before may be about to open what is no longer ours */
+    if (UD__GUARD_ON(UD__GUARD_OPENERS))
+        wait_for_openers(SETTLE_WAIT_US); /* one that looked before may be about to open what is no longer ours */
 }
 
 /* ---- windows ------------------------------------------------------------------------------------------- */
@@ -272,9 +284,19 @@ static void revive(void)
     if (agent_alive())
         return;
     ud__trap_each(0, ud__trap_highest(), UD__TRAP_CLOSED, open_run, &r);
+    atomic_store(&bar_end, 0);
     atomic_store(&atomic_load(&life)->alive, 1);
     ud__trap_each(0, ud__trap_highest(), UD__TRAP_CLOSED, leave_protected, NULL);
     changed();
+}
+
+/* The other half of Dekker's: what is about to be done has been said, who could be in its way? */
+static int nobody_inside(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t, void *), void *arg)
+{
+    if (atomic_load(&ud__busy_count))
+        return -EBUSY;
+    int r = wait_for_openers(OPENERS_WAIT_US);
+    return r || !check ? r : check(start, end, arg);
 }
 
 int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t, void *), void *arg)
@@ -286,10 +308,10 @@ int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t
         return r;
     revive();
     put(start, end, UD__TRAP_CLOSED, 1);
-    if (atomic_load(&ud__busy_count) || ud__writable_any(start, end))
+    if (ud__writable_any(start, end))
         r = -EBUSY;
-    else if (!(r = wait_for_openers()) && check)
-        r = check(start, end, arg);
+    else
+        r = nobody_inside(start, end, check, arg);
     if (r) {
         undo(start, end);
         return r;
@@ -301,6 +323,25 @@ int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t
     }
     count(&n_windows);
     return 0;
+}
+
+int ud__trap_bar(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t, void *), void *arg)
+{
+    if (!atomic_load(&ud__trap_on))
+        return -EINVAL;
+    revive();
+    atomic_store(&bar_start, start);
+    atomic_store(&bar_end, end);
+    int r = nobody_inside(start, end, check, arg);
+    if (r)
+        ud__trap_unbar();
+    return r;
+}
+
+void ud__trap_unbar(void)
+{
+    atomic_store(&bar_end, 0);
+    changed();
 }
 
 static void make_writable(uint64_t start, uint64_t end)

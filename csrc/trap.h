@@ -47,6 +47,10 @@ void ud__trap_disable(void) UD_HIDDEN;
  * 0; -EBUSY when the program holds part of it open or is in a memory call; -EAGAIN when a split under way took
  * too long; -ENOMEM, -ERANGE, or what mprotect says. Nothing is closed then. */
 int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t, void *), void *arg) UD_HIDDEN;
+/* Keeps interposed calls off what the program itself lets nobody write: those that would change that wait for
+ * ud__trap_unbar. Caller, check and results as of ud__trap_begin. */
+int ud__trap_bar(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t, void *), void *arg) UD_HIDDEN;
+void ud__trap_unbar(void) UD_HIDDEN;
 enum ud__trap_state { UD__TRAP_OPEN = 0, UD__TRAP_PROTECTED = 1 };
 /* Ends the window over [start, end), a part of what was closed, and wakes who waits. */
 void ud__trap_end(uint64_t start, uint64_t end, enum ud__trap_state state) UD_HIDDEN;

@@ -100,23 +100,36 @@ void ud__trap_apply(const struct ud_knobs *k)
 /* ---- one chunk ---------------------------------------------------------------------------------------- */
 
 /* Still what the maps said, now that no interposed call can change it? */
-static int still_there(uint64_t start, uint64_t end, void *arg)
+static int all_are(uint64_t start, uint64_t end, struct ud__job *j, int plain)
 {
-    struct ud__job *j = arg;
     struct ud__vma v;
     if (ud__maps_refresh(&j->maps))
         return -ENOMEM;
     for (uint64_t at = start; at < end; at = v.end)
-        if (ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_plain(&v))
+        if (ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_mergeable(&v) || ud__vma_plain(&v) != plain)
             return -ESRCH;
     return 0;
 }
 
-static int close_chunk(struct ud__job *j, uint64_t at, uint64_t end)
+static int all_plain(uint64_t start, uint64_t end, void *arg)
+{
+    return all_are(start, end, arg, 1);
+}
+
+static int none_plain(uint64_t start, uint64_t end, void *arg)
+{
+    return all_are(start, end, arg, 0);
+}
+
+/* What the program has made read-only needs no protection of ours, but must stay so: what is made writable meanwhile
+ * would be written between copy and remap, and read-only again afterwards. */
+static int close_chunk(struct ud__job *j, uint64_t at, uint64_t end, int plain)
 {
     int r = 0;
+    if (!plain && !UD__GUARD_ON(UD__GUARD_BAR))
+        return 0;
     for (int tries = 0; tries < TRIES; tries++) {
-        r = ud__trap_begin(at, end, still_there, j);
+        r = plain ? ud__trap_begin(at, end, all_plain, j) : ud__trap_bar(at, end, none_plain, j);
         if (r != -EBUSY && r != -EAGAIN)
             return r;
         ud__sleep_us(100u << tries);
@@ -198,16 +211,18 @@ static int may_work(struct ud__job *j, struct ud__piece *chunk, int *plain)
 }
 
 /* The work on a chunk, between the two ends of its window. 0, or why there was none (-errno). */
-static int in_window(struct ud__job *j, struct ud__piece *chunk)
+static int in_window(struct ud__job *j, struct ud__piece *chunk, int plain)
 {
     uint64_t at = chunk->vaddr, end = at + ((uint64_t)chunk->npages << ud__page_shift);
     uint32_t slot = chunk->slot;
-    int r = close_chunk(j, at, end);
+    int r = close_chunk(j, at, end, plain);
     if (r)
         return r;
     uint64_t began = ud__now_us();
     work_on(j, chunk);
-    if (j->kind == UD__JOB_MERGE)
+    if (!plain)
+        ud__trap_unbar();
+    else if (j->kind == UD__JOB_MERGE)
         end_merged(j, at, end, slot);
     else
         ud__trap_end(at, end, UD__TRAP_OPEN);
@@ -220,14 +235,11 @@ static int in_window(struct ud__job *j, struct ud__piece *chunk)
 static uint32_t one_chunk(struct ud__job *j, const struct ud__piece *p)
 {
     struct ud__piece chunk = {p->vaddr, p->npages < CHUNK ? p->npages : CHUNK, p->slot};
-    int plain, r = 0;
+    int plain;
     if (!may_work(j, &chunk, &plain))
         return chunk.npages;
     uint32_t n = chunk.npages;
-    if (plain)
-        r = in_window(j, &chunk);
-    else
-        work_on(j, &chunk); /* nobody can write there anyway */
+    int r = in_window(j, &chunk, plain);
     if (j->kind == UD__JOB_UNMERGE) { /* what is left of it stays merged */
         if (r)
             j->cause_begin = cause_of(r);

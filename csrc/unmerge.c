@@ -72,6 +72,7 @@ static int unmerge_chunk(uint64_t at, uint64_t len, uint32_t flags)
     int prot = (flags & UD__VMA_R ? PROT_READ : 0) | (flags & UD__VMA_W ? PROT_WRITE : 0) | (flags & UD__VMA_X ? PROT_EXEC : 0);
     if (!r && prot != (PROT_READ | PROT_WRITE))
         r = ud__sys(__NR_mprotect, scratch, len, prot);
+    ud__test_gap();
     if (!r) {
         r = ud__sys(__NR_mremap, scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at);
         if (ud__is_err(r) && copy_back(scratch, at, len, prot) == 0)

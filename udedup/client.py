@@ -115,10 +115,10 @@ def _connect(domain: Domain) -> socket.socket:
     return sock
 
 
-def ensure_merger(domain: Domain) -> Client:
+def ensure_merger(domain: Domain, seconds: float = _START_SECONDS) -> Client:
     """A connection to the domain's merger, which is started in the background if none listens.
 
-    Raises UdedupError if it does not come up within 15 seconds, with what it said.
+    Raises UdedupError if it does not come up within so many seconds, with what it said.
     """
     try:
         return Client(domain)
@@ -126,7 +126,7 @@ def ensure_merger(domain: Domain) -> Client:
         pass
     domain.ensure_dir()
     said = _spawn_merger(domain)
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + seconds
     pause = 0.005
     try:
         while True:
@@ -135,7 +135,7 @@ def ensure_merger(domain: Domain) -> Client:
             except NoMerger:
                 words = os.pread(said, 4096, 0).decode(errors="replace").strip()
                 if words or time.monotonic() > deadline:
-                    cause = words.splitlines()[-1] if words else f"no answer in {_START_SECONDS:.0f} s"
+                    cause = words.splitlines()[-1] if words else f"no answer in {seconds:.0f} s"
                     raise UdedupError(
                         f"the merger did not start: {cause}; "
                         f"run `udedup merger --domain {domain.name}` to see why"

@@ -76,6 +76,29 @@ def test_wrong_in_mode_trap_without_the_guard(racing: Lab, guard: str) -> None:
     pytest.fail(f"nothing goes wrong without {guard}: does the test test it?")
 
 
+def test_given_back_while_the_program_opens_it(racing: Lab) -> None:
+    """Mode trap: what the program itself has made read-only is under no window when it is given back."""
+    program = racing.program("races")
+    with racing.churning(0.02):
+        racing.same([program, "protect_race"], **TRAP)
+        for _ in range(5):
+            run = racing.merged([program, "protect_race"], UDEDUP_TEST_GUARDS="bar", **TRAP)
+            if run.status != NOT_MERGED and run.out != "lost 0\ndone\n":
+                return
+    pytest.fail("nothing goes wrong without bar: does the test test it?")
+
+
+def test_a_fault_opens_nothing_that_became_something_else(racing: Lab) -> None:
+    program = racing.program("races")
+    slow = TRAP | {"UDEDUP_SPLIT": "trap", "UDEDUP_TEST_DELAY_US": "60000"}
+    plain = racing.same([program, "opens_ahead"], **slow)
+    for _ in range(5):
+        run = racing.merged([program, "opens_ahead"], UDEDUP_TEST_GUARDS="neighbours", **slow)
+        if run.status != NOT_MERGED and run.out != plain.out:
+            return
+    pytest.fail("nothing goes wrong without neighbours: does the test test it?")
+
+
 def test_another_process_on_the_same_memory(racing: Lab) -> None:
     """One thread of the process is held; the other process is not, so nothing may be merged."""
     program = racing.program("races")

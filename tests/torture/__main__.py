@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--python", type=int, default=2, help="of the processes, how many are Python drivers")
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--pages", type=int, default=2048, help="pages of each thread")
+    parser.add_argument("--pace-us", type=int, default=1000, help="mean sleep between a thread's operations")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--uid", type=int, help="become this user first (needs root)")
     parser.add_argument("--plain", action="store_true", help="without udedup: checks the harness itself")
@@ -28,8 +29,8 @@ def main() -> int:
         os.setuid(options.uid)
     plan = Plan(
         seconds=options.minutes * 60, mode=options.mode, processes=options.processes, python=options.python,
-        threads=options.threads, pages=options.pages, seed=options.seed, plain=options.plain,
-        kill_merger=not options.no_kill,
+        threads=options.threads, pages=options.pages, pace_us=options.pace_us, seed=options.seed,
+        plain=options.plain, kill_merger=not options.no_kill,
     )  # fmt: skip
     result = Torture(plan).run()
     print("\n".join(result.lines()))

@@ -31,6 +31,7 @@ PY_FIELDS = ("verified", "operations", "reads", "forks", "errors")
 PY_SLOT = 64
 CUMULATIVE = ("pages_merged", "pages_split")
 STALL_SECONDS = 20.0
+START_SECONDS = 120.0  # for a new merger, which is one of a hundred programs that want a CPU
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Plan:
     python: int = 2  # of the processes, how many are Python drivers
     threads: int = 4
     pages: int = 2048  # of each C thread
+    pace_us: int = 1000  # mean sleep of a C thread between two operations: longer leaves more CPU to merging
     seed: int = 1
     plain: bool = False  # without udedup: the harness itself must be right
     kill_merger: bool = True
@@ -136,6 +138,7 @@ class Torture:
             "trap": trap, "advise": trap, "counters": self.directory / "counters",
         }  # fmt: skip
         if not python:
+            arguments["pace-us"] = plan.pace_us
             arguments["die"] = self.random.randrange(2)
         for name, value in arguments.items():
             command += [f"--{name}", str(value)]
@@ -164,7 +167,7 @@ class Torture:
         if self.client is not None:
             self.client.socket.settimeout(0)
         if self.client is None or not self.client.alive():
-            self.client = ensure_merger(self.domain)
+            self.client = ensure_merger(self.domain, START_SECONDS)
             knobs = {"sleep_millisecs": 10, "idle_millisecs": 20, "pages_to_scan": 1 << 20, "min_run": 1,
                      "smart_scan": 0, "pace_percent": 100, "run": self.run_value}  # fmt: skip
             self.client.request("set", knobs=knobs)

@@ -275,5 +275,56 @@ static void mremap_race(void)
     printf("bad %d\n", bad != 0);
 }
 
+/* bar: what is given back while it is closed, and opened meanwhile, stays open and keeps what is written to it. */
+static void protect_race(void)
+{
+    char *p = merged_area(N, 8);
+    double end = now() + span();
+    int lost = 0;
+    for (uint64_t i = 1; now() < end; i++) {
+        volatile uint64_t *w = (volatile uint64_t *)(p + i % N * PAGE);
+        CHECK(mprotect(p, N * PAGE, PROT_READ) == 0);
+        nap(0.001 * (double)(i % 12));
+        CHECK(mprotect(p, N * PAGE, PROT_READ | PROT_WRITE) == 0);
+        uint64_t was = *w;
+        *w = i;
+        nap(0.005);
+        lost += *w != i;
+        *w = was; /* alike again: it will be merged */
+        lost += wrong(p, N, 8) != 0;
+    }
+    printf("lost %d\n", lost != 0);
+}
+
+/* neighbours: a writer whose fault opens pages ahead, of which another thread has made something else meanwhile. */
+static char *_Atomic writes_next;
+
+static void *write_in_sequence(void *at)
+{
+    for (int page = 0; page < 32; page++) {
+        writes_next = (char *)at + page * PAGE;
+        *(volatile char *)writes_next = 9;
+    }
+    return NULL;
+}
+
+static void opens_ahead(void)
+{
+    pthread_t writer;
+    char *area = map_alone(192), *twin = map_alone(192), *p = (char *)(((uintptr_t)area + 64 * PAGE) & -(64 * PAGE));
+    fill(p, 65, 9);
+    fill(twin, 65, 9);
+    await_merged(p, 64);
+    int pipes[2];
+    CHECK(pipe(pipes) == 0 && pthread_create(&writer, NULL, write_in_sequence, p) == 0);
+    while (writes_next != p + 31 * PAGE) /* opens 32 pages at once: it wrote 1 + 2 + 4 + 8 + 16 before */
+        nap(0.0001);
+    nap(0.01);
+    CHECK(mmap(p + 40 * PAGE, 8 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == p + 40 * PAGE);
+    pthread_join(writer, NULL);
+    say("write from it", write(pipes[1], p + 40 * PAGE, 1));
+}
+
 MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
-     T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race))
+     T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
+     T(protect_race), T(opens_ahead))
