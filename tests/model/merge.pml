@@ -9,7 +9,7 @@
  *
  * Pages of the program:
  *   0  written by W (stores), K (a system call writes for it), D (asynchronous I/O)
- *   1  given back, unmapped and mapped again by U, or moved away by M
+ *   1  given back, unmapped and mapped again by U, moved away by M, or closed and opened by C
  *   2  the last page of the mapping; G grows the mapping past it with an mremap nobody intercepts
  *   3  where it grows to
  * Page p is compared with slot p of the segment; all slots hold 1, slot 3 somebody else's 5.
@@ -43,10 +43,12 @@ typedef Space {
     byte val[4];   /* content of the private frame */
     bit own[4];    /* SEG: the kernel has made a private copy */
     bit ro[4];     /* write-protected by us */
+    bit shut[4];   /* trap: write-protected by the program itself */
     bit closed[4]; /* trap: ... by a window that was open at the fork, and that nobody here will end */
     bit mbit[4];   /* merged map: "this page is mapped from a segment" */
     byte ghost[4]; /* what the program must read */
     byte busy;     /* threads inside an interposed memory call */
+    byte calls;    /* trap: threads inside an interposed mprotect */
     bit batch;     /* trap: a batch is under way */
     byte openers;  /* trap: fault handlers that are opening pages */
 };
@@ -100,7 +102,7 @@ inline open_page(a, p) {
 
 inline store(a, t, p, v) {
     do
-    :: atomic { RUN(t) && !as[a].ro[p] -> write(a, p, v) } break
+    :: atomic { RUN(t) && !as[a].ro[p] -> assert(!as[a].shut[p]); write(a, p, v) } break
     :: RUN(t) && as[a].ro[p] -> open_page(a, p)
     od
 }
@@ -236,6 +238,27 @@ proctype Mover() {
 }
 #endif
 
+#ifdef TRAP
+/* mprotect(PROT_READ) of page 1 and back, then a write. */
+inline closes(b) {
+    as[0].calls++;
+    as[0].batch == 0;
+    atomic { as[0].shut[1] = b; as[0].ro[1] = 0 }
+    as[0].calls--
+}
+
+proctype Closer() {
+    closes(1);
+    closes(0);
+    if
+    :: store(0, U, 1, 6)
+    :: skip
+    fi;
+    atomic { assert(!as[0].shut[1]); /* a write there is a crash */ check(0, 1) }
+    atomic { RUN(U) -> exists[U] = 0 }
+}
+#endif
+
 /* realloc inside libc: one mapping grows in place, two mappings make mremap fail (EFAULT). */
 proctype Grower() {
     atomic { RUN(G) ->
@@ -301,7 +324,7 @@ proctype Forker() {
         for (i : 0 .. 3) {
             as[1].closed[i] = as[0].batch && as[0].ro[i];
             as[1].vma[i] = as[0].vma[i]; as[1].val[i] = as[0].val[i]; as[1].own[i] = as[0].own[i];
-            as[1].ro[i] = as[0].ro[i]; as[1].mbit[i] = as[0].mbit[i]; as[1].ghost[i] = as[0].ghost[i]
+            as[1].ro[i] = as[0].ro[i]; as[1].mbit[i] = as[0].mbit[i]; as[1].shut[i] = as[0].shut[i]; as[1].ghost[i] = as[0].ghost[i]
         }
         as[1].busy = as[0].busy; as[1].batch = as[0].batch; as[1].openers = as[0].openers;
 #ifndef NO_FORKRESET
@@ -488,9 +511,16 @@ done:
 
 #else /* TRAP */
 
+/* A copy takes the place of the merged page: mremap(MREMAP_FIXED), with the protection seen before. */
+inline give_back(p, was_shut) {
+    copy = VISIBLE(0, p);
+    atomic { as[0].vma[p] = ANON; as[0].own[p] = 0; as[0].val[p] = copy; as[0].shut[p] = was_shut; copy = 0 }
+    as[0].mbit[p] = 0
+}
+
 proctype Agent() {
-    byte n, p;
-    bit same;
+    byte n, p, copy;
+    bit same, shut;
 #ifndef NO_SEALS
     if
     :: sealed
@@ -500,8 +530,19 @@ proctype Agent() {
     do
     :: atomic { n == BATCHES -> n = 0 } break
     :: atomic { n < BATCHES -> n++; select_page(p); same = SAME(p) }
+       shut = as[0].shut[p];
+#ifdef NO_BAR
+       if
+       :: shut && as[0].vma[p] == SEG && as[0].mbit[p] -> give_back(p, 1); goto dropped
+       :: else
+       fi;
+#endif
        as[0].batch = 1;
        if
+       :: as[0].calls -> goto dropped
+#ifndef NO_BARCHECK
+       :: shut != as[0].shut[p] -> goto dropped
+#endif
 #ifndef NO_OPENLOCK
        :: as[0].openers -> goto dropped
 #endif
@@ -510,7 +551,13 @@ proctype Agent() {
        :: else
        fi;
        if
-       :: as[0].vma[p] != ANON -> goto dropped
+       :: as[0].vma[p] == SEG && as[0].mbit[p] && shut -> give_back(p, 1); goto dropped
+       :: as[0].vma[p] == SEG && as[0].mbit[p] && !shut -> /* unmerge (run = 2) */
+          as[0].ro[p] = 1;
+          give_back(p, 0);
+          as[0].ro[p] = 0;
+          goto dropped
+       :: as[0].vma[p] != ANON || shut -> goto dropped
        :: else
        fi;
 #ifndef NO_PROTECT
@@ -539,7 +586,7 @@ proctype Agent() {
        :: as[0].ro[p] = 0 /* the bytes differ, or the kernel refuses the mapping */
        fi;
 dropped:
-       as[0].batch = 0
+       atomic { as[0].batch = 0; shut = 0 }
     od;
 done:
     skip
@@ -573,6 +620,9 @@ init {
 #endif
 #ifdef CAST_MOVER
         exists[U] = 1; run Mover();
+#endif
+#ifdef CAST_CLOSER
+        exists[U] = 1; run Closer();
 #endif
 #ifdef CAST_GROWER
         exists[G] = 1; run Grower();

@@ -28,8 +28,9 @@ CASTS = {
     "grow": ["UNMAPPER", "GROWER", "FORKER"],
     "async": ["WRITER", "ASYNC", "PUBLISHER"],
     "move": ["WRITER", "MOVER", "FORKER"],
+    "close": ["WRITER", "CLOSER", "FORKER"],
 }
-ONLY = {"async": ["stop"], "move": ["trap", "trap-split"]}  # where these casts play
+ONLY = {"async": ["stop"], "move": ["trap", "trap-split"], "close": ["trap", "trap-split"]}  # where these casts play
 
 # guard -> the cast that must find the hole, and what kind of failure it finds
 STOP_GUARDS = {
@@ -60,6 +61,8 @@ TRAP_GUARDS = {
     "LASTPAGE": ("grow", "assertion violated"),
     "SEALS": ("hostile", "assertion violated"),
     "OPENFIRST": ("move", "assertion violated"),  # mremap opens pages before windows are kept off
+    "BAR": ("close", "assertion violated"),  # what the program has closed is given back while it may open it
+    "BARCHECK": ("close", "assertion violated"),  # whether it is closed, asked before the bar only
     "INHERIT": ("syscall", "assertion violated"),  # a child leaves closed what its parent had closed
     "FORKLOCK": ("syscall", "assertion violated"),  # fork does not wait for the batch
     "FORKRESET": ("syscall", "invalid end state"),  # the child waits for a batch that is not its own
