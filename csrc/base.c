@@ -12,6 +12,13 @@
 
 #ifdef UD_TEST
 UD_HIDDEN unsigned ud__guards_off;
+UD_HIDDEN uint64_t ud__gap_us;
+
+void ud__test_gap(void)
+{
+    if (ud__gap_us)
+        ud__sleep_us(ud__gap_us);
+}
 #endif
 
 UD_HIDDEN size_t ud__page = 4096;

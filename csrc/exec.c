@@ -14,6 +14,7 @@
 
 #define PIECES_MAX UD_MSG_MAX_RUNS
 #define TRIES 6
+#define STAGE_MIN 64u /* pages */
 
 static struct ud__piece *pieces; /* PIECES_MAX, worked down by the holder */
 
@@ -241,13 +242,25 @@ static void dump_merged_pages(void)
     }
 }
 
-static void merge_pieces(int fd, uint64_t inode, uint32_t n, const struct ud_run *runs, uint32_t nruns,
+/* Is most of the segment wanted? */
+static int worth_staging(uint32_t npages, const struct ud__piece *p, uint32_t n)
+{
+    uint64_t wanted = 0;
+    for (uint32_t i = 0; i < n; i++)
+        wanted += p[i].npages;
+    return wanted >= STAGE_MIN && wanted * 2 >= npages;
+}
+
+static void merge_pieces(const struct ud__segment *s, uint32_t n, const struct ud_run *runs, uint32_t nruns,
                          struct ud_msg_result *res)
 {
-    struct ud__job j = {.kind = UD__JOB_MERGE, .pieces = pieces, .npieces = n, .segfd = fd, .segment = inode,
+    struct ud__job j = {.kind = UD__JOB_MERGE, .pieces = pieces, .npieces = n, .segfd = s->fd, .segment = s->inode,
                         .ledger = &ud__a.ledger};
     dump_merged_pages();
+    if (worth_staging(s->npages, pieces, n))
+        j.staged = ud__segment_stage(s->fd, s->npages);
     run_batches(&j);
+    ud__segment_unstage(j.staged, s->npages);
     report(&j, res);
     for (uint32_t i = 0; i < nruns; i++)
         if (run_is_sane(&runs[i]))
@@ -281,7 +294,7 @@ void ud__plan_merge(const struct ud_msg_runs *m, int fd, struct ud_msg_result *r
     }
     uint32_t refused = res->refused;
     if (n)
-        merge_pieces(kept, inode, n, m->runs, m->nruns, res);
+        merge_pieces(&(struct ud__segment){inode, kept, npages, 0}, n, m->runs, m->nruns, res);
     res->refused += refused;
     res->segment = inode;
 }
@@ -313,7 +326,7 @@ void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, in
     }
     fd = ud__segment_keep(fd, inode, npages, m->node);
     ud__a.ledger.hdr->pages_published += npages;
-    merge_pieces(fd, inode, n, m->runs, m->nruns, res);
+    merge_pieces(&(struct ud__segment){inode, fd, npages, 0}, n, m->runs, m->nruns, res);
     res->segment = inode;
     res->npages = npages;
     *out_fd = fd;

@@ -112,6 +112,13 @@ long ud__hold_threads(const struct ud__hold *h)
     return ud__sys(__NR_fstat, h->taskfd, &st) == 0 && st.st_nlink > 2 ? (long)st.st_nlink - 2 : 0;
 }
 
+/* Tests: the list ends behind its first thread, twice in four times, as the kernel's does where the next is just ending. */
+static int cut_short(long listed)
+{
+    static int calls;
+    return !UD__GUARD_ON(UD__GUARD_SHORT) && listed == 1 && calls++ % 4 < 2;
+}
+
 /* Seizes whoever is in /proc/PID/task and not known yet. New ones, or -1. *listed: all that were there. */
 static int seize_new(struct ud__hold *h, long *listed)
 {
@@ -132,6 +139,8 @@ static int seize_new(struct ud__hold *h, long *listed)
             at += reclen;
             const char *name = entry + 19;
             int tid = (int)ud__get_dec(&name);
+            if (tid && cut_short(*listed))
+                return fresh;
             *listed += tid != 0;
             if (tid == 0 || tid == h->spare_tid || find(h, tid))
                 continue;
@@ -213,7 +222,8 @@ static int hold_all(struct ud__hold *h)
         h->deadline_us += (uint64_t)fresh * THREAD_US; /* many threads take turns on few CPUs */
         if (fresh && wait_all(h))
             return -1;
-        if (!fresh && (!before || (before == listed && ud__hold_threads(h) == listed)))
+        int all = !before || (before == listed && ud__hold_threads(h) == listed) || !UD__GUARD_ON(UD__GUARD_LISTED);
+        if (!fresh && all)
             return 0;
         if (ud__now_us() >= h->deadline_us) {
             h->cause = UD_CAUSE_HOLD_DEADLINE;

@@ -14,14 +14,6 @@
 #define DEFAULT_STACK (8u << 20)
 
 #ifdef UD_TEST
-static uint64_t gap_us;
-
-void ud__test_gap(void)
-{
-    if (gap_us)
-        ud__sleep_us(gap_us);
-}
-
 static void read_guards(const char *list)
 {
     static const struct {
@@ -32,7 +24,10 @@ static void read_guards(const char *list)
                  {"lastpage", UD__GUARD_LASTPAGE}, {"pinned", UD__GUARD_PINNED}, {"fork", UD__GUARD_FORK}, {"open", UD__GUARD_OPEN},
                  {"inherit", UD__GUARD_INHERIT}, {"sharers", UD__GUARD_SHARERS}, {"owed", UD__GUARD_OWED},
                  {"release", UD__GUARD_RELEASE}, {"stopped", UD__GUARD_STOPPED}, {"proc", UD__GUARD_PROC},
-                 {"bar", UD__GUARD_BAR}, {"neighbours", UD__GUARD_OPENERS}};
+                 {"bar", UD__GUARD_BAR}, {"neighbours", UD__GUARD_OPENERS}, {"unmapped", UD__GUARD_UNMAPPED},
+                 {"down", UD__GUARD_DOWN}, {"free", UD__GUARD_FREE}, {"listed", UD__GUARD_LISTED},
+                 {"halfway", UD__GUARD_HALFWAY}, {"copyback", UD__GUARD_COPYBACK},
+                 {"short", UD__GUARD_SHORT}};
     for (size_t i = 0; list && i < sizeof names / sizeof *names; i++)
         if (strstr(list, names[i].name))
             ud__guards_off |= names[i].bit;
@@ -98,7 +93,7 @@ __attribute__((constructor)) static void come_up(void)
     read_guards(getenv("UDEDUP_TEST_GUARDS"));
     if (getenv("UDEDUP_TEST_NODES"))
         ud__test_nodes((unsigned)atoi(getenv("UDEDUP_TEST_NODES")));
-    gap_us = getenv("UDEDUP_TEST_DELAY_US") ? strtoull(getenv("UDEDUP_TEST_DELAY_US"), NULL, 10) : 0;
+    ud__gap_us = getenv("UDEDUP_TEST_DELAY_US") ? strtoull(getenv("UDEDUP_TEST_DELAY_US"), NULL, 10) : 0;
 #endif
     ud__a.preloaded = in_front_of_libc();
     ud__a.advised = regions && strcmp(regions, "advised") == 0;

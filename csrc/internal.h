@@ -55,9 +55,13 @@ enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE =
                  UD__GUARD_BITFIRST = 16, UD__GUARD_EINTR = 32, UD__GUARD_LASTPAGE = 64,
                  UD__GUARD_PINNED = 128, UD__GUARD_FORK = 256, UD__GUARD_OPEN = 512, UD__GUARD_INHERIT = 1024,
                  UD__GUARD_SHARERS = 2048, UD__GUARD_OWED = 4096, UD__GUARD_RELEASE = 8192, UD__GUARD_STOPPED = 16384,
-                 UD__GUARD_PROC = 32768, UD__GUARD_BAR = 1 << 24, UD__GUARD_OPENERS = 1 << 25 };
+                 UD__GUARD_PROC = 32768, UD__GUARD_BAR = 1 << 16, UD__GUARD_OPENERS = 1 << 17,
+                 UD__GUARD_UNMAPPED = 1 << 18, UD__GUARD_DOWN = 1 << 19, UD__GUARD_FREE = 1 << 20, UD__GUARD_LISTED = 1 << 21,
+                 UD__GUARD_HALFWAY = 1 << 22 /* no guard: a kernel without memory half-way through mremap */,
+                 UD__GUARD_COPYBACK = 1 << 23, UD__GUARD_SHORT = 1 << 24 /* nor this: lists of threads that end early */ };
 #ifdef UD_TEST
 extern UD_HIDDEN unsigned ud__guards_off;
+extern UD_HIDDEN uint64_t ud__gap_us;
 #define UD__GUARD_ON(g) (!(ud__guards_off & (g)))
 void ud__test_gap(void) UD_HIDDEN; /* sleeps UDEDUP_TEST_DELAY_US where a missing guard leaves a gap */
 #else
@@ -252,6 +256,7 @@ struct ud__job {
     struct ud__piece *pieces;
     uint32_t npieces, done; /* done: pieces wholly dealt with */
     int segfd;
+    const char *staged;     /* MERGE: the segment, mapped; NULL: its slots are read */
     uint64_t segment;       /* inode */
     struct ud__ledger *ledger; /* NULL without an agent */
     struct ud__maps maps;
@@ -456,6 +461,10 @@ struct ud__segment {
     uint32_t npages;
     uint32_t node; /* as in struct ud_msg_segment */
 };
+/* The segment mapped for a comparison, and in the page table already, so that a hold need not wait for it. NULL where the
+ * kernel refuses: before Linux 6.7 it does for sealed memory. */
+const void *ud__segment_stage(int fd, uint32_t npages) UD_HIDDEN;
+void ud__segment_unstage(const void *stage, uint32_t npages) UD_HIDDEN;
 int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* seals, size: 0 or -errno */
 int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* fd */
 int ud__segment_keep(int fd, uint64_t inode, uint32_t npages, uint32_t node) UD_HIDDEN; /* takes fd; the kept fd, or -errno */

@@ -138,7 +138,7 @@ static void unmap(uint64_t addr, uint64_t pages)
 {
     uint64_t len = pages << ud__page_shift;
     ud__busy_enter(); /* unmapping and forgetting the bits: no batch in between */
-    if (UD_UNLIKELY(atomic_load_explicit(&ud__trap_on, memory_order_acquire)))
+    if (UD_UNLIKELY(atomic_load_explicit(&ud__trap_on, memory_order_acquire)) && UD__GUARD_ON(UD__GUARD_FREE))
         ud__trap_settle(addr, addr + len);
     ud__sys(__NR_munmap, addr, len);
     ud__region_unmap(addr, addr + len);

@@ -86,7 +86,7 @@ static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t 
     while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
     ud__budget_note(!ud__is_err(r));
-    if (UD_UNLIKELY(flags & MAP_GROWSDOWN && !ud__is_err(r))) /* a piece of a segment would not grow */
+    if (UD_UNLIKELY(flags & MAP_GROWSDOWN && !ud__is_err(r)) && UD__GUARD_ON(UD__GUARD_DOWN)) /* a piece of a segment would not grow */
         ud__region_mark((uint64_t)r, up((uint64_t)r + len), UD__REG_KEEP_OUT);
     if (!ud__is_err(r) && flags & MAP_PRIVATE && flags & MAP_ANONYMOUS && prot & PROT_WRITE)
         ud__note_growth((int64_t)len);
@@ -110,7 +110,7 @@ static long do_munmap(void *addr, size_t len)
     long r = ud__sys(__NR_munmap, addr, len);
     if (r == 0) {
         ud__region_unmap((uint64_t)addr, up((uint64_t)addr + len));
-        if (ever())
+        if (ever() && UD__GUARD_ON(UD__GUARD_UNMAPPED))
             ud__merged_clear((uint64_t)addr, up((uint64_t)addr + len));
         ud__note_growth(-(int64_t)len);
         ud__budget_note(-1);

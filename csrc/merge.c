@@ -69,26 +69,30 @@ static int objection(struct ud__job *j, const struct ud__vma *v, uint64_t start,
     return -1;
 }
 
-/* Slots are read, not mapped: copying them into a cache costs half of what mapping and unmapping them does. One job
- * at a time, so one copy. */
+/* Where few slots of a segment are wanted they are read: that costs half of what mapping and unmapping all of it does. One
+ * job at a time, so one copy. */
 static char slots[SLOTS_BYTES] __attribute__((aligned(4096)));
 
-/* Slots read, `most` at most. */
-static uint32_t read_slots(const struct ud__job *j, uint32_t slot, uint32_t most)
+/* Slots from `slot` on, to compare with; *n: how many, `most` at most. */
+static const char *take_slots(const struct ud__job *j, uint32_t slot, uint32_t most, uint32_t *n)
 {
     uint64_t room = SLOTS_BYTES >> ud__page_shift, len = (most < room ? most : room) << ud__page_shift;
+    *n = most;
+    if (j->staged)
+        return j->staged + ((uint64_t)slot << ud__page_shift);
     long got = ud__sys(__NR_pread64, j->segfd, slots, len, (uint64_t)slot << ud__page_shift);
-    return got > 0 ? (uint32_t)(got >> ud__page_shift) : 0;
+    *n = got > 0 ? (uint32_t)(got >> ud__page_shift) : 0;
+    return slots;
 }
 
 static uint32_t equal_row(const struct ud__job *j, const struct ud__vma *v, uint64_t at, uint32_t slot, uint32_t max)
 {
     if (!UD__GUARD_ON(UD__GUARD_COMPARE))
         return max;
-    for (uint32_t n = 0, here = 0; n < max; here = 0) {
-        uint32_t got = read_slots(j, slot + n, max - n);
+    for (uint32_t n = 0, here = 0, got; n < max; here = 0) {
+        const char *with = take_slots(j, slot + n, max - n, &got);
         for (; here < got; here++, n++, at += ud__page)
-            if (!ud__recognised(v, at) || !ud_equal((const void *)at, slots + ((size_t)here << ud__page_shift), ud__page))
+            if (!ud__recognised(v, at) || !ud_equal((const void *)at, with + ((size_t)here << ud__page_shift), ud__page))
                 return n;
         if (!got)
             return n;

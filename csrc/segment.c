@@ -7,6 +7,7 @@
  * merger cannot hand it out again); past INODES_MAX distinct segments no new one is accepted.
  */
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "internal.h"
@@ -78,6 +79,26 @@ int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages)
     *inode = st.st_ino;
     *npages = (uint32_t)pages;
     return 0;
+}
+
+const void *ud__segment_stage(int fd, uint32_t npages)
+{
+    uint64_t len = (uint64_t)npages << ud__page_shift;
+    long p = ud__sys(__NR_mmap, ud__hint(len), len, PROT_READ, MAP_SHARED, fd, 0);
+    if (ud__is_err(p))
+        return NULL;
+    ud__own_add((void *)p, len);
+    ud__sys(__NR_madvise, p, len, MADV_DONTFORK);
+    ud__sys(__NR_madvise, p, len, 22 /* MADV_POPULATE_READ; without it pages come as they are read */);
+    return (const void *)p;
+}
+
+void ud__segment_unstage(const void *stage, uint32_t npages)
+{
+    if (!stage)
+        return;
+    ud__own_del(stage);
+    ud__sys(__NR_munmap, stage, (uint64_t)npages << ud__page_shift);
 }
 
 /* The kernel copies straight from our memory, so a page that has vanished costs an EFAULT and no crash. */

@@ -27,6 +27,8 @@ RACES = {
     "compare": ("store_race", "0"),
     "mapcheck": ("file_race", "0"),
     "lastpage": ("raw_mremap", "0"),
+    "unmapped": ("mapped_anew", "0"),
+    "down": ("grows_down", "0"),
 }
 
 
@@ -35,6 +37,7 @@ TRAP_RACES = {
     "fork": "fork_meets_no_window",
     "inherit": "clone_reads",
     "open": "mremap_race",
+    "free": "free_race",
 }
 TRAP = {
     "UDEDUP_MODE": "trap", "UDEDUP_SPLIT": "kernel", "UDEDUP_REGIONS": "advised", "HZ_ADVISE": "1",
@@ -74,6 +77,26 @@ def test_wrong_in_mode_trap_without_the_guard(racing: Lab, guard: str) -> None:
         if run.out != "bad 0\ndone\n":
             return
     pytest.fail(f"nothing goes wrong without {guard}: does the test test it?")
+
+
+def test_given_back_without_memory(racing: Lab) -> None:
+    """mremap has unmapped its target before it fails: "halfway" plays that."""
+    program = racing.program("races")
+    racing.same([program, "given_back"], UDEDUP_TEST_GUARDS="halfway")
+    run = racing.merged([program, "given_back"], UDEDUP_TEST_GUARDS="halfway,copyback")
+    assert run.status == -signal.SIGSEGV, run
+
+
+def test_threads_that_are_not_listed(racing: Lab) -> None:
+    """The kernel's list of threads ends early where one of them is just ending: "short" plays that."""
+    program = racing.program("races")
+    slow = {"UDEDUP_TEST_DELAY_US": "1000"}
+    racing.same([program, "thread_race"], UDEDUP_TEST_GUARDS="short", **slow)
+    for _ in range(5):
+        run = racing.merged([program, "thread_race"], UDEDUP_TEST_GUARDS="short,listed", **slow)
+        if run.out != "lost 0\ndone\n":
+            return
+    pytest.fail("nothing goes wrong without listed: does the test test it?")
 
 
 def test_given_back_while_the_program_opens_it(racing: Lab) -> None:

@@ -30,7 +30,8 @@ CASTS = {
     "move": ["WRITER", "MOVER", "FORKER"],
     "close": ["WRITER", "CLOSER", "FORKER"],
 }
-ONLY = {"async": ["stop"], "move": ["trap", "trap-split"], "close": ["trap", "trap-split"]}  # where these casts play
+TRAPS = ["trap", "trap-split"]
+ONLY = {"async": ["stop"], "move": TRAPS, "close": TRAPS}  # where these casts play
 
 # guard -> the cast that must find the hole, and what kind of failure it finds
 STOP_GUARDS = {

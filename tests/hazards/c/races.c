@@ -325,6 +325,82 @@ static void opens_ahead(void)
     say("write from it", write(pipes[1], p + 40 * PAGE, 1));
 }
 
+/* listed: the stores are those of a thread that a list cut short leaves out. */
+static void *store_race_here(void *unused)
+{
+    store_race();
+    return unused;
+}
+
+static void thread_race(void)
+{
+    pthread_t t;
+    CHECK(pthread_create(&t, NULL, store_race_here, NULL) == 0 && pthread_join(t, NULL) == 0);
+}
+
+/* unmapped: stale bits would have calls on what is mapped there next answered as on merged memory. */
+static void mapped_anew(void)
+{
+    char *p = merged_area(N, 10);
+    int fd = memfd_create("shared", MFD_CLOEXEC);
+    CHECK(munmap(p, N * PAGE) == 0 && fd >= 0 && ftruncate(fd, N * PAGE) == 0);
+    CHECK(mmap(p, N * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0) == p);
+    SAY("remove", madvise(p, N * PAGE, MADV_REMOVE));
+    SAY("mremap", mremap(p, N * PAGE, 2 * N * PAGE, MREMAP_MAYMOVE) != MAP_FAILED);
+}
+
+/* down: a stack of the program's own making grows, if its lowest page is still its own. */
+static void grows_down(void)
+{
+    char *room = mmap(NULL, 600 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *twin = map_alone(N + 8);
+    char *p = mmap(room + 580 * PAGE, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    CHECK(room != MAP_FAILED && p == MAP_FAILED && munmap(room, 600 * PAGE) == 0);
+    p = mmap(room + 580 * PAGE, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN, -1, 0);
+    CHECK(p == room + 580 * PAGE);
+    fill(p, N, 11);
+    fill(twin, N, 11);
+    double end = now() + span() / 4;
+    while (now() < end && merged_in(p, N) < N - 1)
+        nap(0.01);
+    p[-1] = 1;
+    printf("below %d wrong %zu\n", p[-1], wrong(p, N, 11));
+}
+
+/* free: a block goes while a window is over it. */
+static void free_race(void)
+{
+    const size_t pages = 2304; /* 9 MiB: no block that is kept for the next malloc */
+    double end = now() + short_span();
+    size_t bad = 0;
+    char *twin = map_alone(N + 2);
+    fill(twin, N, 12);
+    for (unsigned i = 0; now() < end; i++) {
+        char *p = malloc(pages * PAGE);
+        char *at = p + 8 * PAGE;
+        volatile uintptr_t was = (uintptr_t)p;
+        CHECK(p);
+        madvise(at, N * PAGE, 12);
+        fill(at, N, 12);
+        nap(0.001 * (i * 7 % 23));
+        free(p);
+        char *next = mmap((void *)was, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        memset(next + 8 * PAGE, 1, N * PAGE);
+        nap(0.004); /* what the window still had to do */
+        for (size_t page = 8; page < 8 + N; page++)
+            bad += next[page * PAGE] != 1;
+        munmap(next, pages * PAGE);
+    }
+    printf("bad %d\n", bad != 0);
+}
+
+/* copyback: the kernel fails half-way through the mremap that gives pages back. */
+static void given_back(void)
+{
+    char *p = merged_area(N, 13);
+    SAY("unmergeable", madvise(p, N * PAGE, 13));
+    printf("wrong %zu\n", wrong(p, N, 13));
+}
+
 MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
      T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
-     T(protect_race), T(opens_ahead))
+     T(protect_race), T(opens_ahead), T(thread_race), T(mapped_anew), T(grows_down), T(free_race), T(given_back))
