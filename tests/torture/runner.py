@@ -168,7 +168,7 @@ class Torture:
             self.client.socket.settimeout(0)
         if self.client is None or not self.client.alive():
             self.client = ensure_merger(self.domain, START_SECONDS)
-            knobs = {"sleep_millisecs": 10, "idle_millisecs": 20, "pages_to_scan": 1 << 20, "min_run": 1,
+            knobs = {"sleep_millisecs": 50, "idle_millisecs": 100, "pages_to_scan": 1 << 20, "min_run": 1,
                      "smart_scan": 0, "pace_percent": 100, "run": self.run_value}  # fmt: skip
             self.client.request("set", knobs=knobs)
         return self.client
