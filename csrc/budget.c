@@ -38,7 +38,7 @@ static void ballast_drop(void)
 
 static void ballast_take(void)
 {
-    for (int i = 0; i < BALLAST; i++) {
+    for (int i = 0; i < BALLAST && UD__GUARD_ON(UD__GUARD_BALLAST); i++) {
         if (ballast[i])
             continue;
         long p = ud__sys(__NR_mmap, ud__hint(ud__page), ud__page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -32,6 +32,8 @@ RACES = {
 }
 
 
+MAPPINGS = int(Path("/proc/sys/vm/max_map_count").read_text())
+
 #: The same in mode trap, where merged pages are not protected but in windows.
 TRAP_RACES = {
     "fork": "fork_meets_no_window",
@@ -85,6 +87,13 @@ def test_given_back_without_memory(racing: Lab) -> None:
     racing.same([program, "given_back"], UDEDUP_TEST_GUARDS="halfway")
     run = racing.merged([program, "given_back"], UDEDUP_TEST_GUARDS="halfway,copyback")
     assert run.status == -signal.SIGSEGV, run
+
+
+@pytest.mark.skipif(MAPPINGS > 70_000, reason=f"vm.max_map_count is {MAPPINGS}: too many to fill")
+def test_given_back_at_the_limit_of_mappings(racing: Lab) -> None:
+    program = racing.program("races")
+    assert racing.merged([program, "at_the_limit"]).out == "made 32\ndone\n"
+    assert racing.merged([program, "at_the_limit"], UDEDUP_TEST_GUARDS="ballast").out != "made 32\ndone\n"
 
 
 def test_threads_that_are_not_listed(racing: Lab) -> None:

@@ -393,6 +393,31 @@ static void free_race(void)
     printf("bad %d\n", bad != 0);
 }
 
+/* ballast: at the limit of mappings merged ones are given back, which takes mappings first. */
+static void at_the_limit(void)
+{
+    enum { SINGLE = 400 };
+    char *p = map_alone(SINGLE + 2), *twin = map_alone(SINGLE + 2);
+    for (int i = 0; i < SINGLE; i++) {
+        fill(p + i * PAGE, 1, i % 2 ? 1000 + i : 14 + i);
+        fill(twin + i * PAGE, 1, i % 2 ? 2000 + i : 14 + i);
+    }
+    for (double end = now() + 5; now() < end && merged_in(p, SINGLE) < SINGLE / 2;)
+        nap(0.01);
+    char *q = mmap(NULL, 140000 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(q != MAP_FAILED);
+    for (size_t cut = 0; syscall(SYS_mprotect, q + cut * PAGE, PAGE, PROT_READ) == 0; cut += 2) /* none of it asks us */
+        CHECK(cut < 139990);
+    nap(0.5);
+    int made = 0;
+    for (int i = 0; i < 32; i++) {
+        char *one = mmap(q + 2 * i * PAGE, PAGE, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        char *alone = mmap(NULL, PAGE, i % 2 ? PROT_READ : PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        made += one != MAP_FAILED && alone != MAP_FAILED;
+    }
+    printf("made %d\n", made);
+}
+
 /* copyback: the kernel fails half-way through the mremap that gives pages back. */
 static void given_back(void)
 {
@@ -403,4 +428,4 @@ static void given_back(void)
 
 MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
      T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
-     T(protect_race), T(opens_ahead), T(thread_race), T(mapped_anew), T(grows_down), T(free_race), T(given_back))
+     T(protect_race), T(opens_ahead), T(thread_race), T(mapped_anew), T(grows_down), T(free_race), T(given_back), T(at_the_limit))
