@@ -106,6 +106,13 @@ uint64_t ud__hint(size_t bytes)
     return at;
 }
 
+long ud__memfd(const char *name)
+{
+    unsigned flags = 1 /* MFD_CLOEXEC */ | 2 /* MFD_ALLOW_SEALING */;
+    long fd = ud__sys(__NR_memfd_create, name, flags | 8 /* MFD_NOEXEC_SEAL */);
+    return fd == -EINVAL ? ud__sys(__NR_memfd_create, name, flags) : fd; /* before Linux 6.3 */
+}
+
 void *ud__alloc(size_t bytes)
 {
     bytes = (bytes + ud__page - 1) & ~(ud__page - 1);

@@ -45,6 +45,7 @@ char *ud__put_str(char *at, const char *end, const char *s) UD_HIDDEN;
 char *ud__put_dec(char *at, const char *end, uint64_t v) UD_HIDDEN;
 uint64_t ud__get_hex(const char **s) UD_HIDDEN;
 uint64_t ud__get_dec(const char **s) UD_HIDDEN;
+long ud__memfd(const char *name) UD_HIDDEN; /* one that can be sealed; -errno */
 /* Whole small file into buf, NUL at the end. Bytes or -errno. */
 long ud__read_file(const char *path, char *buf, size_t cap) UD_HIDDEN;
 long ud__read_fd(int fd, char *buf, size_t cap) UD_HIDDEN; /* the same of an open one, from its start */
@@ -463,7 +464,7 @@ struct ud__segment {
     uint32_t node; /* as in struct ud_msg_segment */
 };
 /* The segment mapped for a comparison, and in the page table already, so that a hold need not wait for it. NULL where the
- * kernel refuses: before Linux 6.7 it does for sealed memory. */
+ * kernel refuses (before Linux 6.7 it does for sealed memory), or the address space is limited. */
 const void *ud__segment_stage(int fd, uint32_t npages) UD_HIDDEN;
 void ud__segment_unstage(const void *stage, uint32_t npages) UD_HIDDEN;
 int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* seals, size: 0 or -errno */

@@ -10,10 +10,6 @@
 
 #include "internal.h"
 
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 8u
-#endif
-
 static uint64_t page_up(uint64_t n) { return (n + ud__page - 1) & ~(uint64_t)(ud__page - 1); }
 
 /* Room for twice the machine's memory: a process cannot hold more than that in core. */
@@ -62,9 +58,7 @@ static int map_file(struct ud__ledger *l, uint32_t capacity)
 int ud__ledger_open(struct ud__ledger *l)
 {
     *l = (struct ud__ledger){.fd = -1};
-    long fd = ud__sys(__NR_memfd_create, "udedup-ledger", 1u | 2u | MFD_NOEXEC_SEAL);
-    if (fd == -EINVAL)
-        fd = ud__sys(__NR_memfd_create, "udedup-ledger", 1u | 2u);
+    long fd = ud__memfd("udedup-ledger");
     if (fd < 0)
         return (int)fd;
     l->fd = (int)fd;

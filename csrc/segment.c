@@ -8,13 +8,11 @@
  */
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "internal.h"
 
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 8u
-#endif
 #define ALL_SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
 
 #define SEGMENTS_MAX 512
@@ -84,6 +82,10 @@ int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages)
 const void *ud__segment_stage(int fd, uint32_t npages)
 {
     uint64_t len = (uint64_t)npages << ud__page_shift;
+    struct rlimit room = {RLIM_INFINITY, RLIM_INFINITY};
+    ud__sys(__NR_prlimit64, 0, RLIMIT_AS, 0, &room);
+    if (room.rlim_cur != RLIM_INFINITY) /* the room is the program's */
+        return NULL;
     long p = ud__sys(__NR_mmap, ud__hint(len), len, PROT_READ, MAP_SHARED, fd, 0);
     if (ud__is_err(p))
         return NULL;
@@ -146,9 +148,7 @@ int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode,
         pages += runs[i].slot ? runs[i].slot : runs[i].npages;
     if (pages == 0 || pages >= 1u << UD_SLOT_BITS)
         return -EINVAL;
-    long fd = ud__sys(__NR_memfd_create, "udedup-segment", 1u | 2u | MFD_NOEXEC_SEAL);
-    if (fd == -EINVAL)
-        fd = ud__sys(__NR_memfd_create, "udedup-segment", 1u | 2u);
+    long fd = ud__memfd("udedup-segment");
     if (fd < 0)
         return (int)fd;
     long r = ud__sys(__NR_ftruncate, fd, pages << ud__page_shift);
