@@ -442,6 +442,7 @@ int ud__park_begin(struct ud__hold *h)
     h->cause = UD_CAUSE_HOLD_REFUSED;
     if (read_status(AT_FDCWD, "/proc/self/status", &own) != ALIVE || each_thread(h, may_signal, &own) < 0)
         return -1;
+    ud__test_gap(); /* calls begun from here on the agent has not seen */
     h->began_us = ud__now_us();
     atomic_fetch_add(&epoch, 1);
     int r = signal_all(h);

@@ -59,7 +59,7 @@ enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE =
                  UD__GUARD_PROC = 32768, UD__GUARD_BAR = 1 << 16, UD__GUARD_OPENERS = 1 << 17,
                  UD__GUARD_UNMAPPED = 1 << 18, UD__GUARD_DOWN = 1 << 19, UD__GUARD_FREE = 1 << 20, UD__GUARD_LISTED = 1 << 21,
                  UD__GUARD_HALFWAY = 1 << 22 /* no guard: a kernel without memory half-way through mremap */,
-                 UD__GUARD_COPYBACK = 1 << 23, UD__GUARD_BALLAST = 1 << 25,
+                 UD__GUARD_COPYBACK = 1 << 23, UD__GUARD_BALLAST = 1 << 25, UD__GUARD_NUMBER = 1 << 26,
                  UD__GUARD_SHORT = 1 << 24 /* nor this: lists of threads that end early */ };
 #ifdef UD_TEST
 extern UD_HIDDEN unsigned ud__guards_off;

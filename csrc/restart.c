@@ -10,8 +10,8 @@
  * with EINTR, and the handler runs as soon as ours returns. What comes later, before the call sleeps again, is to
  * the program a signal that came just before the call.
  *
- * The number of the call is in the instruction before it (`mov $nr, %eax; syscall`, as libc writes it), else as the
- * agent saw it before the hold (sleepers.c).
+ * The number of the call is in the instruction before it (`mov $nr, %eax; syscall`, as libc writes it), or where
+ * syscall(2) leaves it (interpose_syscall.c), else as the agent saw it before the hold (sleepers.c).
  *
  * Guarantees: no call is made again whose number is not known for certain. Calls with a signal mask of their own are
  * left alone: to those a signal never comes "just before".
@@ -159,6 +159,13 @@ static long number_before(const uint8_t *code)
     return nr < 1024 ? (long)nr : -1;
 }
 
+/* Made by syscall(2): see interpose_syscall.c. */
+static long number_kept(const ucontext_t *uc, const uint8_t *code)
+{
+    extern const uint8_t ud__syscall_instruction[] UD_HIDDEN;
+    return code == ud__syscall_instruction && UD__GUARD_ON(UD__GUARD_NUMBER) ? *(const long *)(ud__uc_sp(uc) - 8) : -1;
+}
+
 static void arguments(ucontext_t *uc, unsigned long *at[6])
 {
     static const int regs[6] = {REG_RDI, REG_RSI, REG_RDX, REG_R10, REG_R8, REG_R9};
@@ -169,6 +176,8 @@ static void arguments(ucontext_t *uc, unsigned long *at[6])
 static long call_number(int tid, ucontext_t *uc, const uint8_t *code)
 {
     long nr = number_before(code);
+    if (nr < 0)
+        nr = number_kept(uc, code);
     return nr >= 0 ? nr : ud__sleepers_call(tid, ud__uc_sp(uc), (uint64_t)PC(uc), NULL);
 }
 

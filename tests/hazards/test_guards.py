@@ -286,3 +286,15 @@ def test_sleeping_calls_see_interruptions_without_the_repair(racing: Lab, how: s
         argv = refused(racing, "syscalls", "sleepers_see_nothing")
     run = racing.merged(argv, UDEDUP_TEST_GUARDS="eintr")
     assert run.status == 1, run
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere the number stays in its register")
+def test_calls_begun_by_syscall_after_the_look(racing: Lab) -> None:
+    """Parked by SIGURG between the agent's look and the signal: syscall(2) must have left its number."""
+    argv = refused(racing, "races", "calls_by_turns")
+    racing.same(argv, UDEDUP_TEST_DELAY_US="2000")
+    for _ in range(5):
+        run = racing.merged(argv, UDEDUP_TEST_GUARDS="number", UDEDUP_TEST_DELAY_US="2000")
+        if run.out != "bad 0\ndone\n":
+            return
+    pytest.fail("nothing goes wrong without number: does the test test it?")

@@ -36,12 +36,7 @@ PROCESSES = [
 MAPPINGS = ["mremap_grow", "mremap_move", "dontneed", "dontfork", "mlock_merged", "realloc_large", "trim"]
 SYSCALLS = [
     "read_during_merges", "recv_timeout_is_kept",
-    pytest.param(
-        "sleepers_see_nothing",
-        marks=pytest.mark.xfail(
-            reason="a call begun by syscall(2) between the last look and the signal shows EINTR", strict=False
-        ),
-    ),
+    "sleepers_see_nothing",
 ]  # fmt: skip
 #: The rest of the list: what they test is the same however threads are held.
 OTHERS = {

@@ -4,6 +4,7 @@
  */
 #include "hz.h"
 
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 
@@ -338,6 +339,39 @@ static void thread_race(void)
     CHECK(pthread_create(&t, NULL, store_race_here, NULL) == 0 && pthread_join(t, NULL) == 0);
 }
 
+/* number: calls that sleep, one kind and the other by turns, from one place by syscall(2). */
+static _Atomic int napping = 1;
+
+static void *naps_by_turns(void *unused)
+{
+    struct timespec t = {0, 2000000};
+    struct pollfd none = {-1, 0, 0};
+    long bad = 0;
+    (void)unused;
+    for (int i = 0; napping; i++)
+        bad += syscall(i % 2 ? SYS_nanosleep : SYS_ppoll, i % 2 ? (void *)&t : (void *)&none, i % 2 ? 0L : 1L, &t, NULL, 8L) != 0;
+    return (void *)bad;
+}
+
+static void calls_by_turns(void)
+{
+    pthread_t t[4];
+    char *twin = map_alone(N + 2), *p = map_alone(N + 2);
+    fill(twin, N, 15);
+    for (int i = 0; i < 4; i++)
+        CHECK(pthread_create(&t[i], NULL, naps_by_turns, NULL) == 0);
+    for (double end = now() + short_span(); now() < end; nap(0.02))
+        fill(p, N, 15);
+    napping = 0;
+    long bad = 0;
+    for (int i = 0; i < 4; i++) {
+        void *one;
+        CHECK(pthread_join(t[i], &one) == 0);
+        bad += (long)one;
+    }
+    printf("bad %d\n", bad != 0);
+}
+
 /* unmapped: stale bits would have calls on what is mapped there next answered as on merged memory. */
 static void mapped_anew(void)
 {
@@ -428,4 +462,5 @@ static void given_back(void)
 
 MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
      T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
-     T(protect_race), T(opens_ahead), T(thread_race), T(mapped_anew), T(grows_down), T(free_race), T(given_back), T(at_the_limit))
+     T(protect_race), T(opens_ahead), T(thread_race), T(mapped_anew), T(grows_down), T(free_race), T(given_back), T(at_the_limit),
+     T(calls_by_turns))
