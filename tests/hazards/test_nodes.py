@@ -17,6 +17,7 @@ SHIFT = "21"
 def two_nodes(racing: Lab) -> Iterator[Lab]:
     """The lab set to merge within nodes; nothing was merged before."""
     racing.set({"run": 2})
+    wait_until(lambda: not racing.client.request("stat")["processes"])  # of the test before
     racing.set({"merge_across_nodes": 0, "run": 1})
     yield racing
     racing.set({"run": 2})

@@ -8,7 +8,7 @@ import time
 import pytest
 from ksm.lab import PAGE, Lab, wait_until
 
-from udedup.merger.report import VMA_BYTES
+from udedup.core import lib
 
 #: Of each child, MiB. The arithmetic is the same for 128.
 MIB = int(os.environ.get("UDEDUP_KSM_MIB", "16"))
@@ -63,10 +63,10 @@ def test_profit_counts_metadata_and_mappings(lab: Lab) -> None:
     assert (stat["pages_shared"], stat["pages_sharing"]) == (2048, 2048)
     assert stat["saved_bytes"] == 2048 * PAGE
     assert stat["metadata_bytes"] > sum(entry["metadata_bytes"] for entry in stat["processes"]) > 0
-    costs = stat["metadata_bytes"] + stat["vmas_used"] * VMA_BYTES
+    costs = stat["metadata_bytes"] + stat["vmas_used"] * lib.UD_VMA_BYTES
     assert stat["general_profit"] == stat["saved_bytes"] - costs
     for entry in stat["processes"]:
-        own = entry["metadata_bytes"] + entry["vmas_used"] * VMA_BYTES
+        own = entry["metadata_bytes"] + entry["vmas_used"] * lib.UD_VMA_BYTES
         assert entry["general_profit"] == entry["saved_bytes"] - own
         segments = [line for line in open(f"/proc/{entry['pid']}/maps") if "udedup-segment" in line]
         assert entry["vmas_used"] == len(segments)
