@@ -25,8 +25,8 @@ PROCESSES = [
     "urgent_is_asked", "one_is_filtered", "other_pid_namespace", "descriptor_limit",
     "stopped_and_continued",
 ]  # fmt: skip
-#: A signal between a parked thread's last look and its return loses its EINTR (CONTRIBUTING, Hazards). That is
-#: microseconds wide: not three times in a row.
+#: A signal between a parked thread's last look and its return loses its EINTR (CONTRIBUTING, Hazards).
+#: That is microseconds wide: not three times in a row.
 INTERRUPTED = ["eintr_is_kept", "eintr_of_read", "eintr_of_read_in_process"]
 MAPPINGS = ["mremap_grow", "mremap_move", "dontneed", "dontfork", "mlock_merged", "realloc_large", "trim"]
 SYSCALLS = [
