@@ -294,11 +294,20 @@ def test_sleeping_calls_see_interruptions_without_the_repair(racing: Lab, how: s
     assert run.status == 1, run
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere the number stays in its register")
+KEPT = pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere the number stays in its register")
+
+
+@KEPT
 def test_calls_begun_by_syscall_after_the_look(racing: Lab) -> None:
     """Parked by SIGURG between the agent's look and the signal: syscall(2) must have left its number."""
+    racing.same(refused(racing, "races", "calls_by_turns"), UDEDUP_TEST_DELAY_US="2000")
+
+
+@KEPT
+@pytest.mark.long
+def test_calls_by_syscall_go_wrong_without_their_number(racing: Lab) -> None:
+    """Alone at once, beside other tests hardly ever: so not among those."""
     argv = refused(racing, "races", "calls_by_turns")
-    racing.same(argv, UDEDUP_TEST_DELAY_US="2000")
     for _ in range(15):
         run = racing.merged(argv, UDEDUP_TEST_GUARDS="number", UDEDUP_TEST_DELAY_US="2000")
         if run.out != "bad 0\ndone\n":
