@@ -2,7 +2,7 @@
  *
  *   plan -> pieces -> batches: precheck (precheck.c), then one holder each (job.c), as long as pieces are left
  *
- * Guarantees: a batch works for half of freeze_max_us at most once everybody is held, less where pauses turn out longer
+ * Guarantees: a batch works for three eighths of freeze_max_us at most once everybody is held, less where pauses turn out longer
  * than that; between two batches the program runs at least as long as it was held. A plan from the merger is checked against
  * the address space before use: a wrong one is refused, nothing more.
  * Fails: page by page; what was not merged becomes REFUSED in the ledger and is looked at again some passes later.
@@ -63,7 +63,7 @@ static void learn(uint64_t us)
 {
     if (us > batch.most)
         batch.us = batch.us * 3 / 4 > batch.most / 4 ? batch.us * 3 / 4 : batch.most / 4;
-    else if (batch.us < batch.most / 2)
+    else if (batch.us < batch.most * 3 / 8)
         batch.us += batch.most / 256;
 }
 
