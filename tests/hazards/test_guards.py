@@ -74,7 +74,7 @@ def test_right_in_mode_trap(racing: Lab, name: str) -> None:
 @pytest.mark.parametrize("guard", TRAP_RACES)
 def test_wrong_in_mode_trap_without_the_guard(racing: Lab, guard: str) -> None:
     program, name = racing.program("races"), TRAP_RACES[guard]
-    for _ in range(5):
+    for _ in range(15):
         run = racing.merged([program, name], UDEDUP_TEST_GUARDS=guard, **TRAP)
         if run.out != "bad 0\ndone\n":
             return
