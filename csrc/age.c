@@ -106,11 +106,25 @@ static void age(void)
     ud__pass.zeros = 0;
 }
 
+/* What the program has closed since it was merged is in no area, and is merged all the same: the interposers must know.
+ * v: the mapping that was looked up last. */
+static int closed_segment(uint64_t page, struct ud__vma *v, uint64_t *ref)
+{
+    if (!ud__merged_test(page))
+        return 0;
+    if ((page < v->start || page >= v->end) && ud__maps_find(&ud__a.maps, page, v))
+        return 0;
+    if (page < v->start || !ud__vma_is_segment(v))
+        return 0;
+    *ref = UD_SLOT_REF(v->inode, (v->offset + (page - v->start)) >> ud__page_shift);
+    return 1;
+}
+
 /* What the mappings say of one page: NONE (not ours to look at), MERGED with *ref, or anything else (-1). */
-static int mapped_as(const struct ud__area *a, uint64_t page, uint64_t *ref)
+static int mapped_as(const struct ud__area *a, uint64_t page, struct ud__vma *closed, uint64_t *ref)
 {
     if (!a || a->start > page)
-        return UD_PG_NONE;
+        return closed_segment(page, closed, ref) ? UD_PG_MERGED : UD_PG_NONE;
     if (!a->inode)
         return -1;
     *ref = UD_SLOT_REF(a->inode, (a->offset + (page - a->start)) >> ud__page_shift);
@@ -122,13 +136,14 @@ static void follow_block(uint32_t block)
     struct ud__ledger *l = &ud__a.ledger;
     const struct ud__area *a = ud__space_find(&ud__pass.space, l->heads[block].vaddr);
     const struct ud__area *stop = ud__pass.space.list + ud__pass.space.count;
+    struct ud__vma closed = {0};
     uint32_t used = 0;
     for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift), ref = 0, entry;
         while (a && a->end <= page)
             a = a + 1 < stop ? a + 1 : NULL;
         uint8_t s = ud__page_state(l, page, &entry) & UD_PG_MASK;
-        int as = mapped_as(a, page, &ref);
+        int as = mapped_as(a, page, &closed, &ref);
         int stale = s == UD_PG_MERGED && (as != UD_PG_MERGED || ref != entry);
         if (s != UD_PG_NONE && (as == UD_PG_NONE || stale)) {
             if (as != UD_PG_MERGED)
@@ -151,7 +166,7 @@ static void note_merged(void)
         uint64_t ref = 0;
         for (uint64_t page = a->start; a->inode && page < a->end; page += ud__page)
             if ((ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK) == UD_PG_NONE) {
-                mapped_as(a, page, &ref);
+                mapped_as(a, page, NULL, &ref);
                 ud__page_set(&ud__a.ledger, page, UD_PG_MERGED, ref);
                 ud__pass.changed++;
             }

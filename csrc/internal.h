@@ -101,9 +101,9 @@ int ud__vma_mergeable(const struct ud__vma *v) UD_HIDDEN;  /* any of these */
 void ud__vma_learn(const struct ud__vma *v) UD_HIDDEN;
 
 int ud__maps_next_shared(struct ud__maps *m, uint64_t *at, char *name, size_t cap) UD_HIDDEN;
-/* pinned.c: 1 if an io_uring or AIO ring is mapped; pages of the address space. */
+uint64_t ud__mapped_sizes(void) UD_HIDDEN; /* differs when the address space, or what is private of it, has another size; 0: unknown */
+/* pinned.c: 1 if an io_uring or AIO ring is mapped. */
 int ud__ring_mapped(struct ud__maps *m) UD_HIDDEN;
-uint64_t ud__address_space(void) UD_HIDDEN;
 
 /* ---- merged.c: which pages are merged, for the interposers ------------------------------------------- */
 
@@ -296,6 +296,8 @@ void ud__job_zero(struct ud__job *j) UD_HIDDEN;
 void ud__job_unmerge(struct ud__job *j) UD_HIDDEN;
 void ud__job_relocate(struct ud__job *j) UD_HIDDEN;
 void ud__job_discard(struct ud__job *j) UD_HIDDEN;
+/* From an app thread, inside busy: 1 if the merged map is right that something is merged in [start, end). */
+int ud__merged_really(uint64_t start, uint64_t end) UD_HIDDEN;
 /* From an app thread, outside busy: puts plain memory back under [start, end). 0 or -errno. */
 int ud__unmerge_range(uint64_t start, uint64_t end) UD_HIDDEN;
 /* From an app thread, outside busy: mremap(2) over pieces that merging made of one mapping. */
@@ -326,10 +328,12 @@ int ud__budget_make_room(void) UD_HIDDEN;
 
 /* ---- regions.c: what the program asked for ----------------------------------------------------------------------- */
 
-enum { UD__REG_MERGE = 1, UD__REG_KEEP_OUT = 2 };
+/* GROWS: a mapping that grows downwards, kept out with what it has grown by. */
+enum { UD__REG_MERGE = 1, UD__REG_KEEP_OUT, UD__REG_GROWS };
 int ud__region_mark(uint64_t start, uint64_t end, int kind) UD_HIDDEN; /* async-signal-safe */
 /* 1 if [start, end) may be merged: not kept out, and in advised mode marked. *end is cut to where the answer holds. */
 int ud__region_allows(uint64_t start, uint64_t *end, int advised) UD_HIDDEN;
+int ud__region_grows(uint64_t start, uint64_t end) UD_HIDDEN; /* 1 if the mapping [start, end) is such a one; no lock, as above */
 int ud__region_any(uint64_t start, uint64_t end) UD_HIDDEN; /* 1 if a part of it may bear a mark */
 void ud__region_drop_merge(void) UD_HIDDEN; /* forgets all advice to merge; what is kept out stays out */
 void ud__region_unmap(uint64_t start, uint64_t end) UD_HIDDEN; /* forgets marks, as the kernel forgets a mapping's */

@@ -58,6 +58,13 @@ static void open_trap(uint64_t start, uint64_t len)
 
 static int ever(void) { return UD_UNLIKELY(atomic_load_explicit(&ud__merged_ever, memory_order_acquire)); }
 
+/* A piece of a segment would not grow. */
+static void note_grower(long at, size_t len, int flags)
+{
+    if (UD_UNLIKELY(flags & MAP_GROWSDOWN) && !ud__is_err(at) && UD__GUARD_ON(UD__GUARD_DOWN))
+        ud__region_mark((uint64_t)at, up((uint64_t)at + len), UD__REG_GROWS);
+}
+
 static long mmap_fixed(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
     ud__busy_enter();
@@ -67,6 +74,7 @@ static long mmap_fixed(void *addr, size_t len, int prot, int flags, int fd, off_
         ud__region_unmap((uint64_t)r, up((uint64_t)r + len));
         if (ever())
             ud__merged_clear((uint64_t)r, up((uint64_t)r + len));
+        note_grower(r, len, flags);
     }
     ud__busy_leave();
     ud__budget_note(!ud__is_err(r));
@@ -86,8 +94,7 @@ static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t 
     while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
     ud__budget_note(!ud__is_err(r));
-    if (UD_UNLIKELY(flags & MAP_GROWSDOWN && !ud__is_err(r)) && UD__GUARD_ON(UD__GUARD_DOWN)) /* a piece of a segment would not grow */
-        ud__region_mark((uint64_t)r, up((uint64_t)r + len), UD__REG_KEEP_OUT);
+    note_grower(r, len, flags);
     if (!ud__is_err(r) && flags & MAP_PRIVATE && flags & MAP_ANONYMOUS && prot & PROT_WRITE)
         ud__note_growth((int64_t)len);
     return (void *)out(r);
@@ -151,6 +158,14 @@ static void unmark_moved(uint64_t addr, size_t old_len, uint64_t to, size_t new_
     ud__region_unmap(to, to + up(new_len));
 }
 
+static int really_merged(uint64_t start, uint64_t end)
+{
+    ud__busy_enter();
+    int r = ud__merged_really(start, end);
+    ud__busy_leave();
+    return r;
+}
+
 /* The kernel's answer, made to hold over pieces that merging made of one mapping. */
 static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flags, void *to)
 {
@@ -181,6 +196,8 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
             ours = 0;
             continue;
         }
+        if (r == -EFAULT && merged && !really_merged(addr, addr + up(old_len)))
+            continue;
         if (r != -EAGAIN)
             return r;
     }
@@ -238,6 +255,15 @@ static long advise_discard(uint64_t start, uint64_t end, int advice)
     return r;
 }
 
+static long advise_remove(uint64_t start, uint64_t end)
+{
+    ud__busy_enter();
+    int merged = ever() && ud__merged_any(start, end) && ud__merged_really(start, end);
+    long r = merged ? -EINVAL : ud__sys(__NR_madvise, start, end - start, MADV_REMOVE);
+    ud__busy_leave();
+    return r;
+}
+
 /* Advice about the mapping itself: it must be a plain one again, and stay so. */
 static long advise_plain(uint64_t start, uint64_t end, int advice, int keep_out)
 {
@@ -257,7 +283,7 @@ static long do_madvise(uint64_t start, uint64_t end, int advice)
     case ADV_GUARD_INSTALL:
         return advise_discard(start, end, advice);
     case MADV_REMOVE:
-        return ever() && ud__merged_any(start, end) ? -EINVAL : ud__sys(__NR_madvise, start, end - start, advice);
+        return advise_remove(start, end);
     case MADV_DONTFORK:
     case MADV_WIPEONFORK:
     case MADV_DONTDUMP:

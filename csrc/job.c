@@ -20,7 +20,7 @@
 static atomic_int job_lock;
 static char job_stack[UD__STACK_BYTES] __attribute__((aligned(64)));
 static struct ud__held *held_table;
-/* When no ring was mapped, in an address space of that size: to look costs 0.3 us a mapping, in the hold. */
+/* When no ring was mapped, in an address space of these sizes: to look costs 0.3 us a mapping, in the hold. */
 static struct {
     uint64_t size, us;
 } ringless;
@@ -81,7 +81,7 @@ void ud__job_forked(void)
 /* Asynchronous I/O writes into pages that are pinned, not mapped: while there is a ring, nothing is moved. */
 static int rings(struct ud__maps *maps)
 {
-    uint64_t size = ud__address_space(), now = ud__now_us();
+    uint64_t size = ud__mapped_sizes(), now = ud__now_us();
     if (size && size == ringless.size && now - ringless.us < RINGLESS_US)
         return 0;
     if (ud__ring_mapped(maps))

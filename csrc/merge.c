@@ -62,7 +62,8 @@ static int objection(struct ud__job *j, const struct ud__vma *v, uint64_t start,
         return UD_CAUSE_GONE;
     if (ud__hold_has_stack(&j->hold, v->start, v->end) || near_tls(&j->hold, start, end))
         return UD_CAUSE_STACK;
-    if (!ud__region_allows(start, end, j->advised || ud__advised_only()) || ud__own_overlaps(start, *end))
+    if (!ud__region_allows(start, end, j->advised || ud__advised_only()) || ud__own_overlaps(start, *end) ||
+        ud__region_grows(v->start, v->end))
         return UD_CAUSE_LOCKED;
     if (!ud__a.knobs.thp && ud__track_huge(start, end))
         return UD_CAUSE_HUGE;

@@ -3,8 +3,8 @@
  * io_uring and kernel AIO pin pages and write to them later, by DMA, without a fault: a page remapped in between would
  * lose what arrives. Such a process shows a mapping of a ring; while there is one, nothing is merged.
  *
- * Guarantees: asked in every hold, so a ring made a moment ago is seen; the full look is skipped only while the size of
- * the address space has stayed the same within one plan.
+ * Guarantees: asked in every hold, so a ring made a moment ago is seen; the full look is skipped, for 250 ms at most, only while
+ * the address space and what is private of it have stayed as large as they were (job.c).
  * Memory pinned for long is counted by most who pin it (RDMA, AF_XDP, registered buffers of io_uring) in VmPin, which job.c asks.
  * Fails: rings without a mapping (IORING_SETUP_NO_MMAP) and without registered buffers, memory pinned by VFIO or GPU drivers
  * cannot be seen: such buffers must be advised UNMERGEABLE.
@@ -49,11 +49,4 @@ int ud__ring_mapped(struct ud__maps *m)
         if (is_ring(name, sizeof name))
             return 1;
     return 0;
-}
-
-uint64_t ud__address_space(void)
-{
-    char buf[64];
-    const char *s = buf;
-    return ud__read_fd(ud__a.statmfd, buf, sizeof buf) > 0 ? ud__get_dec(&s) : 0;
 }

@@ -158,5 +158,14 @@ int ud__region_allows(uint64_t start, uint64_t *end, int advised)
         if (edge < *end)
             *end = edge;
     }
-    return kind != UD__REG_KEEP_OUT && (kind == UD__REG_MERGE || !advised);
+    return kind == UD__REG_MERGE || (kind == 0 && !advised);
+}
+
+int ud__region_grows(uint64_t start, uint64_t end)
+{
+    int n = atomic_load(&count);
+    for (int i = first_above(start); i < n && list[i].start < end; i++)
+        if (list[i].kind == UD__REG_GROWS)
+            return 1;
+    return 0;
 }

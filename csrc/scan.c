@@ -209,8 +209,10 @@ static int begin(void)
     ud__pass.regions = regions;
     ud__pass.thorough = thorough();
     int r = !ud__pass.thorough ? 0 : ud__pass.force_resync ? ud__space_read(&ud__pass.space) : ud__space_look(&ud__pass.space);
-    if (r)
+    if (r) {
+        ud__budget_keep(); /* the limit of mappings may be why */
         return r;
+    }
     ud__pass.began_us = ud__now_us();
     ud__pass.written = ud__pass.fresh = 0;
     ud__hot_begin();

@@ -5,7 +5,8 @@
  * Guarantees: an area is private anonymous rw memory, data of a library, or a merged mapping of ours; the agent's own
  * memory and the main stack are not in it. Stacks of other threads are known only in a hold, and
  * are refused there.
- * Fails: -ENOMEM; an area that cannot be tracked is digested anew in each pass.
+ * Fails: -ENOMEM, and the areas are those of the reading before; the mappings are counted all the same, if they can be read.
+ * An area that cannot be tracked is digested anew in each pass.
  */
 #include "space.h"
 
@@ -87,21 +88,11 @@ static uint64_t mix(uint64_t h, const struct ud__vma *v)
     return (h ^ v->inode ^ v->offset << 20) * 0x165667b19e3779f9ull + (h >> 29);
 }
 
-/* Changes with nearly every change of the mappings: sizes by statm, calls by the interposers and jobs. */
+/* Changes with nearly every change of the mappings: sizes, and calls seen by the interposers and jobs. 0: it is not known. */
 static uint64_t sizes(void)
 {
-    char buf[128];
-    uint64_t sum = atomic_load(&ud__mm_calls);
-    const char *at = buf;
-    if (ud__read_fd(ud__a.statmfd, buf, sizeof buf) <= 0)
-        return 0;
-    for (int field = 1; field <= 6; field++) { /* 1 is the whole, 6 writable private memory */
-        uint64_t pages = ud__get_dec(&at);
-        if (field == 1 || field == 6)
-            sum = sum * 0x9e3779b97f4a7c15ull + pages;
-        at += *at == ' ';
-    }
-    return sum;
+    uint64_t sum = ud__mapped_sizes();
+    return sum ? sum + atomic_load(&ud__mm_calls) * 0x9e3779b97f4a7c15ull : 0;
 }
 
 int ud__space_look(struct ud__space *s)
@@ -120,6 +111,7 @@ int ud__space_read(struct ud__space *s)
     int r = ud__maps_refresh(&ud__a.maps);
     *s = (struct ud__space){.sizes = sizes()};
     struct ud__vma last = {0};
+    int full = 0;
     for (uint64_t at = 0; r == 0 && ud__maps_find(&ud__a.maps, at, &v) == 0; at = v.end) {
         ud__vma_learn(&v);
         s->mappings++;
@@ -127,8 +119,8 @@ int ud__space_read(struct ud__space *s)
         last = v;
         if (!ud__vma_mergeable(&v) || (v.start <= in_stack && in_stack < v.end) || ud__own_overlaps(v.start, v.end))
             continue;
-        if (s->count == s->cap && (r = grow(s)))
-            break;
+        if (full || (s->count == s->cap && (full = grow(s))))
+            continue; /* maybe at the limit of mappings: then it matters that they are counted */
         struct ud__area *a = &s->list[s->count++];
         *a = (struct ud__area){.start = v.start, .end = v.end, .offset = v.offset};
         a->library = v.inode && !ud__vma_is_segment(&v);
@@ -139,10 +131,15 @@ int ud__space_read(struct ud__space *s)
         s->bytes += v.end - v.start;
         s->tracked += a->tracked ? v.end - v.start : 0;
     }
-    ud__free(before.list, before.cap * sizeof *before.list);
     if (r == 0)
         ud__budget_read(s->mappings, s->added, made);
-    return r;
+    struct ud__space *void_one = r || full ? s : &before;
+    ud__free(void_one->list, void_one->cap * sizeof *s->list);
+    if (r || full) {
+        *s = before;
+        s->sizes = 0;
+    }
+    return r ? r : full;
 }
 
 void ud__space_reset(struct ud__space *s)

@@ -16,13 +16,20 @@
 
 #define CHUNK_PAGES 256u
 #define GAP_PAGES 8u
+#define RW (PROT_READ | PROT_WRITE)
 #define PROTECTION (UD__VMA_R | UD__VMA_W | UD__VMA_X)
 #define JOINED_MAX (1u << 20) /* pages */
 #define REFUSALS 100 /* half a second: a mask may be put off again, a filter stays */
 
-static long map_plain(uint64_t at, uint64_t len, int fixed)
+static long map_plain(uint64_t at, uint64_t len, int prot, int fixed)
 {
-    return ud__sys(__NR_mmap, at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+    return ud__sys(__NR_mmap, at, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+}
+
+static int prot_of(uint32_t vma_flags)
+{
+    return (vma_flags & UD__VMA_R ? PROT_READ : 0) | (vma_flags & UD__VMA_W ? PROT_WRITE : 0) |
+           (vma_flags & UD__VMA_X ? PROT_EXEC : 0);
 }
 
 /* Pages of zeros stay missing: a gap may never have been touched. */
@@ -37,16 +44,26 @@ static void copy_pages(uint64_t to, uint64_t from, uint64_t len)
  * copied back to where they were. 0, or -errno. */
 static int copy_back(long scratch, uint64_t at, uint64_t len, int prot)
 {
-    long r = map_plain(at, len, 0x100000 /* MAP_FIXED_NOREPLACE */);
+    long r = map_plain(at, len, RW, 0x100000 /* MAP_FIXED_NOREPLACE */);
     if (ud__is_err(r))
         return r == -EEXIST ? -ENOMEM : (int)r;
-    if (prot != (PROT_READ | PROT_WRITE))
-        ud__sys(__NR_mprotect, scratch, len, PROT_READ | PROT_WRITE);
+    if (prot != RW)
+        ud__sys(__NR_mprotect, scratch, len, RW);
     __builtin_memcpy((void *)at, (const void *)scratch, len);
-    if (prot != (PROT_READ | PROT_WRITE))
+    if (prot != RW)
         ud__sys(__NR_mprotect, at, len, prot);
     ud__sys(__NR_munmap, scratch, len);
     return 0;
+}
+
+static void drop_zeros(uint64_t at, uint64_t len)
+{
+    for (uint64_t end = at + len, from = at; at <= end; at += ud__page)
+        if (at == end || !ud_is_zero((const void *)at, ud__page)) {
+            if (from < at)
+                ud__sys(__NR_madvise, from, at - from, MADV_DONTNEED);
+            from = at + ud__page;
+        }
 }
 
 /* What the program has closed to itself is read by the door that asks no protection. 0 or -errno. */
@@ -55,9 +72,23 @@ static long copy_closed(long to, uint64_t at, uint64_t len)
     long fd = ud__sys(__NR_openat, AT_FDCWD, "/proc/self/mem", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return fd;
-    long r = ud__sys(__NR_pread64, fd, to, len, at);
+    long r = 0;
+    for (uint64_t off = 0, n; !r && off < len; off += n) {
+        n = len - off < CHUNK_PAGES << ud__page_shift ? len - off : CHUNK_PAGES << ud__page_shift;
+        long got = ud__sys(__NR_pread64, fd, to + (long)off, n, at + off);
+        r = got < 0 ? got : got == (long)n ? 0 : -EIO;
+        drop_zeros((uint64_t)to + off, n);
+    }
     ud__sys(__NR_close, fd);
-    return r < 0 ? r : r == (long)len ? 0 : -EIO;
+    return r;
+}
+
+static long copy_contents(long to, uint64_t at, uint64_t len, uint32_t vma_flags)
+{
+    if (!(vma_flags & UD__VMA_R))
+        return copy_closed(to, at, len);
+    copy_pages((uint64_t)to, at, len);
+    return 0;
 }
 
 static long move_over(long scratch, uint64_t at, uint64_t len)
@@ -71,15 +102,12 @@ static long move_over(long scratch, uint64_t at, uint64_t len)
 
 static int unmerge_chunk(uint64_t at, uint64_t len, uint32_t flags)
 {
-    long r = 0, scratch = map_plain(ud__hint(len), len, 0);
+    long r, scratch = map_plain(ud__hint(len), len, RW, 0);
+    int prot = prot_of(flags);
     if (ud__is_err(scratch))
         return (int)scratch;
-    if (flags & UD__VMA_R)
-        copy_pages((uint64_t)scratch, at, len);
-    else
-        r = copy_closed(scratch, at, len);
-    int prot = (flags & UD__VMA_R ? PROT_READ : 0) | (flags & UD__VMA_W ? PROT_WRITE : 0) | (flags & UD__VMA_X ? PROT_EXEC : 0);
-    if (!r && prot != (PROT_READ | PROT_WRITE))
+    r = copy_contents(scratch, at, len, flags);
+    if (!r && prot != RW)
         r = ud__sys(__NR_mprotect, scratch, len, prot);
     ud__test_gap();
     if (!r) {
@@ -217,7 +245,7 @@ void ud__job_discard(struct ud__job *j)
     uint64_t at = j->pieces[0].vaddr, end = at + ((uint64_t)j->pieces[0].npages << ud__page_shift), from, to;
     uint32_t flags;
     while (next_segment(&j->maps, at, end, &from, &to, &flags)) {
-        long r = map_plain(from, to - from, MAP_FIXED);
+        long r = map_plain(from, to - from, prot_of(flags), MAP_FIXED);
         if (ud__is_err(r)) {
             j->result = (uint64_t)r;
             return;
@@ -228,47 +256,97 @@ void ud__job_discard(struct ud__job *j)
     j->done = 1;
 }
 
+/* Is it all memory that the program has as one private anonymous mapping? Its protection into *flags. What it has closed
+ * is ours to move only if we have cut it up. */
+static int one_to_the_program(struct ud__job *j, uint64_t start, uint64_t end, uint32_t *flags)
+{
+    struct ud__vma v;
+    int ours = 0;
+    for (uint64_t at = start; at < end; at = v.end) {
+        if (ud__maps_find(&j->maps, at, &v) || v.start > at || v.flags & UD__VMA_SHARED || (v.inode && !ud__vma_is_segment(&v)))
+            return 0;
+        ours |= v.inode != 0 || v.start > start || ud__vma_plain(&v);
+        if (at == start)
+            *flags = v.flags & PROTECTION;
+        if (*flags != (v.flags & PROTECTION))
+            return 0;
+    }
+    return ours;
+}
+
+static long grow_in_place(uint64_t at, uint64_t len, int prot)
+{
+    long r = map_plain(at, len, prot, 0x100000 /* MAP_FIXED_NOREPLACE */);
+    if (ud__is_err(r))
+        return -ENOMEM;
+    if ((uint64_t)r == at)
+        return 0;
+    ud__sys(__NR_munmap, r, len);
+    return -ENOMEM;
+}
+
+/* A copy of [old, old + old_len), new_len long, anywhere. Its address, or -errno. */
+static long copy_mapping(uint64_t old, uint64_t old_len, uint64_t new_len, uint32_t flags)
+{
+    long fresh = map_plain(0, new_len, RW, 0);
+    if (ud__is_err(fresh))
+        return fresh;
+    long r = copy_contents(fresh, old, old_len < new_len ? old_len : new_len, flags);
+    if (!r && prot_of(flags) != RW)
+        r = ud__sys(__NR_mprotect, fresh, new_len, prot_of(flags));
+    if (!r)
+        return fresh;
+    ud__sys(__NR_munmap, fresh, new_len);
+    return r;
+}
+
 /* mremap(2) where merging has made several mappings of one. The rules are the kernel's. */
 void ud__job_relocate(struct ud__job *j)
 {
     uint64_t old = j->pieces[0].vaddr, old_len = (uint64_t)j->pieces[0].npages << ud__page_shift;
     uint64_t new_len = j->scratch_len, to = j->scratch;
-    struct ud__vma v;
+    uint32_t flags = 0;
     j->result = (uint64_t)-EFAULT;
-    for (uint64_t at = old; at < old + old_len; at = v.end)
-        if (ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_plain(&v))
-            return;
+    if (!one_to_the_program(j, old, old + old_len, &flags))
+        return;
     if (!(j->flags & MREMAP_MAYMOVE)) { /* grows where it is, or not at all */
-        long r = map_plain(old + old_len, new_len - old_len, 0x100000 /* MAP_FIXED_NOREPLACE */);
-        if (!ud__is_err(r) && (uint64_t)r != old + old_len) {
-            ud__sys(__NR_munmap, r, new_len - old_len);
-            r = -ENOMEM;
-        }
-        j->result = ud__is_err(r) ? (uint64_t)-ENOMEM : old;
+        long r = grow_in_place(old + old_len, new_len - old_len, prot_of(flags));
+        j->result = r ? (uint64_t)r : old;
         return;
     }
-    long fresh = map_plain(0, new_len, 0);
-    if (ud__is_err(fresh)) {
-        j->result = (uint64_t)fresh;
-        return;
-    }
-    __builtin_memcpy((void *)fresh, (const void *)old, old_len < new_len ? old_len : new_len);
-    if (j->flags & MREMAP_FIXED) {
+    long fresh = copy_mapping(old, old_len, new_len, flags);
+    if (!ud__is_err(fresh) && j->flags & MREMAP_FIXED) {
         long r = ud__sys(__NR_mremap, fresh, new_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED, to);
-        if (ud__is_err(r)) {
+        if (ud__is_err(r))
             ud__sys(__NR_munmap, fresh, new_len);
-            j->result = (uint64_t)r;
-            return;
-        }
-        ud__merged_clear(to, to + new_len);
+        else
+            ud__merged_clear(to, to + new_len);
         fresh = r;
     }
+    j->result = (uint64_t)fresh;
+    if (ud__is_err(fresh))
+        return;
     if (j->flags & 4 /* MREMAP_DONTUNMAP: the old range stays, empty */)
-        map_plain(old, old_len, MAP_FIXED);
+        map_plain(old, old_len, prot_of(flags), MAP_FIXED);
     else
         ud__sys(__NR_munmap, old, old_len);
     ud__merged_clear(old, old + old_len);
-    j->result = (uint64_t)fresh;
+}
+
+/* Bits outlive an munmap behind our back, and something else may be mapped there now: an app thread, inside busy, is about to
+ * answer for the kernel because of them. 1 if a segment is mapped there or the mappings cannot be read; else the bits go. */
+int ud__merged_really(uint64_t start, uint64_t end)
+{
+    struct ud__maps m;
+    uint64_t from, to;
+    uint32_t flags;
+    if (ud__maps_open(&m, (int)ud__sys(__NR_getpid)) < 0)
+        return 1;
+    int found = ud__maps_refresh(&m) != 0 || next_segment(&m, start, end, &from, &to, &flags);
+    ud__maps_close(&m);
+    if (!found)
+        ud__merged_clear(start, end);
+    return found;
 }
 
 /* Runs a one-piece job from an app thread until it is done. 0, or -errno; -EAGAIN if a hold could not be had for

@@ -200,6 +200,22 @@ int ud__maps_find(struct ud__maps *m, uint64_t addr, struct ud__vma *out)
     return 0;
 }
 
+uint64_t ud__mapped_sizes(void)
+{
+    char buf[128];
+    uint64_t sum = 0;
+    const char *at = buf;
+    if (ud__read_fd(ud__a.statmfd, buf, sizeof buf) <= 0)
+        return 0;
+    for (int field = 1; field <= 6; field++) { /* statm: 1 is the whole, 6 writable private memory */
+        uint64_t pages = ud__get_dec(&at);
+        if (field == 1 || field == 6)
+            sum = (sum + pages) * 0x9e3779b97f4a7c15ull;
+        at += *at == ' ';
+    }
+    return sum;
+}
+
 int ud__vma_is_segment(const struct ud__vma *v)
 {
     return v->inode && !(v->flags & UD__VMA_SHARED) && ud__inode_known(v->inode);

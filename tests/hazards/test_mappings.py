@@ -10,6 +10,7 @@ QUIET = [
     "mremap_grow_in_place", "mremap_shrink", "mremap_move", "mremap_move_part", "realloc_large",
     "calloc_after_free", "dontneed", "free_advice", "remove_advice", "dontfork", "wipeonfork",
     "hugepage", "huge_pages", "mergeable", "mprotect_and_back", "mprotect_read_stays", "protections_kept",
+    "dontneed_closed", "mremap_closed", "file_after_raw_munmap",
     "mlock_merged", "mlockall_merged", "brk_moves", "trim", "small_blocks", "errors_stay",
 ]  # fmt: skip
 

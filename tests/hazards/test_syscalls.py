@@ -46,3 +46,7 @@ def test_uring_registered_buffer(lab: Lab) -> None:
 
 def test_uring_registered_buffer_without_its_ring(lab: Lab) -> None:
     lab.same([lab.program("uring"), "unmapped_ring"])
+
+
+def test_uring_mapped_where_memory_was(lab: Lab) -> None:
+    lab.same([lab.program("uring"), "ring_for_memory"])

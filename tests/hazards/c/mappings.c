@@ -325,6 +325,71 @@ static void protections_kept(void)
     printf("wrong %zu\n", wrong(p, N, 24));
 }
 
+/* "rwxp" of the mapping at p. */
+static void say_perms(const char *p)
+{
+    char line[256], perms[5];
+    uintptr_t from, to;
+    FILE *maps = fopen("/proc/self/maps", "re");
+    while (fgets(line, sizeof line, maps))
+        if (sscanf(line, "%lx-%lx %4s", &from, &to, perms) == 3 && from <= (uintptr_t)p && (uintptr_t)p < to)
+            printf("%s\n", perms);
+    fclose(maps);
+}
+
+static const int closed[] = {PROT_READ, PROT_READ | PROT_EXEC, PROT_NONE};
+
+/* Merged, and closed by the program long enough ago for the agent to have seen that. */
+static char *closed_area(uint64_t seed, int prot)
+{
+    char *p = merged_area(N, seed);
+    CHECK(mprotect(p - 4 * PAGE, (N + 8) * PAGE, prot) == 0);
+    nap(under_udedup() ? 0.3 : 0);
+    return p;
+}
+
+static void dontneed_closed(void)
+{
+    for (int i = 0; i < 3; i++) {
+        char *p = closed_area(31 + (uint64_t)i, closed[i]);
+        CHECK(madvise(p, N * PAGE, MADV_DONTNEED) == 0);
+        say_perms(p);
+        CHECK(mprotect(p, N * PAGE, PROT_READ | PROT_WRITE) == 0);
+        printf("nonzero %zu\n", nonzero(p, N * PAGE));
+    }
+}
+
+static void mremap_closed(void)
+{
+    for (int i = 0; i < 3; i++) {
+        char *p = closed_area(34 + (uint64_t)i, closed[i]), *to = map(2 * N);
+        p = mremap(p - 4 * PAGE, (N + 8) * PAGE, (2 * N + 8) * PAGE, MREMAP_MAYMOVE);
+        CHECK(p != MAP_FAILED);
+        say_perms(p);
+        say_perms(p + 2 * N * PAGE);
+        CHECK(mremap(p + 4 * PAGE, N * PAGE, N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+        say_perms(to);
+        CHECK(mprotect(to, N * PAGE, PROT_READ | PROT_WRITE) == 0);
+        printf("wrong %zu\n", wrong(to, N, 34 + (uint64_t)i));
+    }
+}
+
+/* Behind our back something else came to lie where merged pages were: calls on it are the kernel's to answer. */
+static void file_after_raw_munmap(void)
+{
+    for (int seen = 0; seen < 2; seen++) {
+        char *p = merged_area(N, 37 + (uint64_t)seen);
+        int fd = memfd_create("shared", MFD_CLOEXEC);
+        CHECK(fd >= 0 && ftruncate(fd, N * PAGE) == 0 && pwrite(fd, "file", 4, 0) == 4);
+        CHECK(syscall(SYS_munmap, p, N * PAGE) == 0);
+        CHECK(mmap(p, N * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0) == p);
+        nap(under_udedup() && seen ? 0.3 : 0);
+        SAY("remove", madvise(p + PAGE, PAGE, MADV_REMOVE));
+        p = mremap(p, N * PAGE, 2 * N * PAGE, MREMAP_MAYMOVE);
+        printf("moved %d %.4s\n", p != MAP_FAILED, p != MAP_FAILED ? p : "");
+    }
+}
+
 static void mlock_merged(void)
 {
     char *p = merged_area(4, 22);
@@ -460,5 +525,6 @@ static void errors_stay(void)
 MAIN(T(munmap_merged), T(munmap_hole), T(mmap_fixed_over), T(file_mapping_is_not_ours), T(mremap_grow),
      T(mremap_grow_in_place), T(mremap_shrink), T(mremap_move), T(mremap_move_part), T(realloc_large),
      T(calloc_after_free), T(dontneed), T(dontneed_raw), T(free_advice), T(remove_advice), T(dontfork), T(wipeonfork),
-     T(hugepage), T(huge_pages), T(mergeable), T(mprotect_and_back), T(mprotect_read_stays), T(protections_kept), T(mlock_merged),
+     T(hugepage), T(huge_pages), T(mergeable), T(mprotect_and_back), T(mprotect_read_stays), T(protections_kept),
+     T(dontneed_closed), T(mremap_closed), T(file_after_raw_munmap), T(mlock_merged),
      T(mlockall_merged), T(brk_moves), T(trim), T(small_blocks), T(errors_stay))

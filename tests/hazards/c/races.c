@@ -384,21 +384,33 @@ static void mapped_anew(void)
 }
 
 /* down: a stack of the program's own making grows, if its lowest page is still its own. */
-static void grows_down(void)
+static void grow_down(int fixed)
 {
-    char *room = mmap(NULL, 600 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *twin = map_alone(N + 8);
-    char *p = mmap(room + 580 * PAGE, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-    CHECK(room != MAP_FAILED && p == MAP_FAILED && munmap(room, 600 * PAGE) == 0);
-    p = mmap(room + 580 * PAGE, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN, -1, 0);
+    char *room = mmap(NULL, 600 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *twin = map_alone(2 * N + 8);
+    CHECK(room != MAP_FAILED);
+    if (!fixed)
+        CHECK(munmap(room, 600 * PAGE) == 0);
+    else
+        CHECK(munmap(room, 580 * PAGE) == 0);
+    char *p = mmap(room + 580 * PAGE, N * PAGE, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | (fixed ? MAP_FIXED : 0), -1, 0);
     CHECK(p == room + 580 * PAGE);
-    fill(p, N, 11);
-    fill(twin, N, 11);
-    double end = now() + span() / 4;
-    while (now() < end && merged_in(p, N) < N - 1)
-        nap(0.01);
-    p[-1] = 1;
-    printf("below %d wrong %zu\n", p[-1], wrong(p, N, 11));
+    for (size_t grown = 0; grown <= N; grown += N) { /* what it has grown by is of it, too */
+        char *low = p - grown * PAGE;
+        for (size_t i = grown; i > 0; i--)
+            p[-(long)(i * PAGE)] = 1;
+        fill(low, N + grown, 11);
+        fill(twin, N + grown, 11);
+        double end = now() + span() / 4;
+        while (now() < end && merged_in(low, N + grown) < N - 1)
+            nap(0.01);
+        low[-1] = 1;
+        printf("below %d wrong %zu\n", low[-1], wrong(low, N + grown, 11));
+    }
 }
+
+static void grows_down(void) { grow_down(0); }
+static void grows_down_fixed(void) { grow_down(1); }
 
 /* free: a block goes while a window is over it. */
 static void free_race(void)
@@ -427,8 +439,15 @@ static void free_race(void)
     printf("bad %d\n", bad != 0);
 }
 
+static void make_mappings(char *in, size_t *cut, size_t upto)
+{
+    for (; *cut < upto; *cut += 2)
+        if (syscall(SYS_mprotect, in + *cut * PAGE, PAGE, PROT_READ) != 0)
+            return;
+}
+
 /* ballast: at the limit of mappings merged ones are given back, which takes mappings first. */
-static void at_the_limit(void)
+static void fill_up(int at_once)
 {
     enum { SINGLE = 400 };
     char *p = map_alone(SINGLE + 2), *twin = map_alone(SINGLE + 2);
@@ -436,16 +455,16 @@ static void at_the_limit(void)
         fill(p + i * PAGE, 1, i % 2 ? 1000 + i : 14 + i);
         fill(twin + i * PAGE, 1, i % 2 ? 2000 + i : 14 + i);
     }
-    for (double end = now() + 5; now() < end && merged_in(p, SINGLE) < SINGLE / 2;)
+    for (double end = now() + 15; under_udedup() && now() < end && merged_in(p, SINGLE) < SINGLE / 2;)
         nap(0.01);
     char *q = mmap(NULL, 140000 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(q != MAP_FAILED);
     size_t cut = 0;
-    for (; cut < 62000; cut += 2) /* libc's tell of what they make, and so how near the limit is */
-        CHECK(mprotect(q + cut * PAGE, PAGE, PROT_READ) == 0);
-    nap(under_udedup() ? 1.5 : 0); /* our agent counts them now and then */
-    for (; syscall(SYS_mprotect, q + cut * PAGE, PAGE, PROT_READ) == 0; cut += 2) /* and these do not ask for room */
-        CHECK(cut < 139990);
+    if (!at_once)
+        make_mappings(q, &cut, 62000);
+    nap(under_udedup() && !at_once ? 1.5 : 0); /* our agent counts them now and then */
+    make_mappings(q, &cut, 139990); /* these do not ask for room */
+    nap(under_udedup() && at_once ? 3 : 0);
     int made = 0;
     for (int i = 0; i < 32; i++) {
         char *one = mmap(q + 2 * i * PAGE, PAGE, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
@@ -454,6 +473,9 @@ static void at_the_limit(void)
     }
     printf("made %d\n", made);
 }
+
+static void at_the_limit(void) { fill_up(0); }
+static void at_the_limit_at_once(void) { fill_up(1); }
 
 /* copyback: the kernel fails half-way through the mremap that gives pages back. */
 static void given_back(void)
@@ -465,5 +487,5 @@ static void given_back(void)
 
 MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
      T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
-     T(protect_race), T(opens_ahead), T(thread_race), T(mapped_anew), T(grows_down), T(free_race), T(given_back), T(at_the_limit),
-     T(calls_by_turns))
+     T(protect_race), T(opens_ahead), T(thread_race), T(mapped_anew), T(grows_down), T(grows_down_fixed), T(free_race),
+     T(given_back), T(at_the_limit), T(at_the_limit_at_once), T(calls_by_turns))

@@ -125,4 +125,44 @@ static void unmapped_ring(void)
     printf("bad %d\n", bad != 0);
 }
 
-MAIN(T(read_in_flight), T(registered_buffer), T(unmapped_ring))
+static size_t ring_pages(void)
+{
+    size_t pages = 0;
+    for (int k = 0; k < 3; k++)
+        pages += ring.maps[k] ? (ring.sizes[k] + PAGE - 1) / PAGE : 0;
+    return pages;
+}
+
+static void ring_close(void)
+{
+    for (int k = 0; k < 3; k++)
+        CHECK(!ring.maps[k] || munmap(ring.maps[k], ring.sizes[k]) == 0);
+    close(ring.fd);
+}
+
+/* The address space is as large as it was before the ring was mapped, a moment ago: nothing is merged all the same. */
+static void ring_for_memory(void)
+{
+    char *twin = map_alone(N + 8), *p = map_alone(N + 8);
+    size_t merged = 0;
+    fill(twin + 4 * PAGE, N, 1);
+    fill(p + 4 * PAGE, N, 1);
+    await_merged(p + 4 * PAGE, N);
+    for (int i = 0; i < 6 && ring_open(); i++) {
+        size_t pages = ring_pages();
+        ring_close();
+        char *as_large = map(pages);
+        for (int k = 0; k < 40; k++) { /* holds see that there is no ring */
+            fill(p + 4 * PAGE, N, 1);
+            nap(under_udedup() ? 0.01 : 0);
+        }
+        CHECK(munmap(as_large, pages * PAGE) == 0 && ring_open());
+        fill(p + 4 * PAGE, N, 1);
+        nap(under_udedup() ? 0.1 : 0);
+        merged += merged_in(p + 4 * PAGE, N);
+        ring_close();
+    }
+    printf("merged %zu\n", merged);
+}
+
+MAIN(T(read_in_flight), T(registered_buffer), T(unmapped_ring), T(ring_for_memory))
