@@ -120,6 +120,15 @@ def test_threads_that_are_not_listed(racing: Lab) -> None:
     pytest.fail("nothing goes wrong without listed: does the test test it?")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another PID namespace takes root")
+def test_proc_of_another_pid_namespace(racing: Lab) -> None:
+    program = racing.program("races")
+    slow = {"UDEDUP_TEST_DELAY_US": "20000"}
+    racing.same([program, "proc_race"], **slow)
+    run = racing.merged([program, "proc_race"], UDEDUP_TEST_GUARDS="proc", **slow)
+    assert run.out == "lost 1\ndone\n", run
+
+
 def test_given_back_while_the_program_opens_it(racing: Lab) -> None:
     """Mode trap: what the program itself has made read-only is under no window when it is given back."""
     program = racing.program("races")

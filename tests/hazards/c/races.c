@@ -4,6 +4,7 @@
  */
 #include "hz.h"
 
+#include <linux/sched.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -477,6 +478,57 @@ static void fill_up(int at_once)
 static void at_the_limit(void) { fill_up(0); }
 static void at_the_limit_at_once(void) { fill_up(1); }
 
+/* proc: what a /proc of another PID namespace tells of our number is another process, whose threads would be held instead. */
+static _Atomic int in_count;
+
+static void *count_in(void *at)
+{
+    long lost = 0;
+    uint64_t last[N] = {0};
+    for (uint64_t i = 1; in_count; i++) {
+        volatile uint64_t *w = (volatile uint64_t *)((char *)at + i % N * PAGE);
+        lost += last[i % N] && w[9] != last[i % N];
+        last[i % N] = w[9] = i;
+    }
+    return (void *)lost;
+}
+
+static int lost_when_unmerged(char *p)
+{
+    pthread_t t;
+    void *lost;
+    in_count = 1;
+    CHECK(pthread_create(&t, NULL, count_in, p) == 0);
+    nap(0.02);
+    CHECK(madvise(p, N * PAGE, MADV_DONTFORK) == 0);
+    in_count = 0;
+    CHECK(pthread_join(t, &lost) == 0);
+    return lost != NULL;
+}
+
+/* A child in a namespace of its own, where it has the number that this process has here. */
+static int in_namesake(int (*what)(char *), char *p)
+{
+    int namesake = getpid(), status = 0;
+    struct clone_args args = {.exit_signal = SIGCHLD, .set_tid = (uintptr_t)&namesake, .set_tid_size = 1};
+    int init = unshare(CLONE_NEWPID) ? -1 : fork();
+    if (init != 0) {
+        CHECK(init > 0 && waitpid(init, &status, 0) == init && WIFEXITED(status));
+        return WEXITSTATUS(status);
+    }
+    int pid = (int)syscall(SYS_clone3, &args, sizeof args);
+    if (pid == 0)
+        _exit(what(p));
+    CHECK(pid == namesake && waitpid(pid, &status, 0) == pid && WIFEXITED(status));
+    _exit(WEXITSTATUS(status));
+}
+
+static void proc_race(void)
+{
+    char *p = merged_area(N, 16);
+    printf("lost %d\n", in_namesake(lost_when_unmerged, p));
+}
+
 /* copyback: the kernel fails half-way through the mremap that gives pages back. */
 static void given_back(void)
 {
@@ -488,4 +540,4 @@ static void given_back(void)
 MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
      T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
      T(protect_race), T(opens_ahead), T(thread_race), T(mapped_anew), T(grows_down), T(grows_down_fixed), T(free_race),
-     T(given_back), T(at_the_limit), T(at_the_limit_at_once), T(calls_by_turns))
+     T(given_back), T(at_the_limit), T(at_the_limit_at_once), T(calls_by_turns), T(proc_race))
