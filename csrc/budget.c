@@ -93,6 +93,8 @@ void ud__budget_spent(uint32_t vmas)
 {
     atomic_fetch_add(&total, vmas);
     ud__a.ledger.hdr->vmas_used = atomic_fetch_add(&added, vmas) + vmas;
+    if (vmas)
+        ballast_take(); /* now, for at the next reading it may be too late */
 }
 
 int64_t ud__budget_left(void)
@@ -186,12 +188,24 @@ int ud__budget_open(void)
 
 void ud__budget_shut(void) { ballast_take(); }
 
+/* Is there no room for a mapping cut out of another? The counts are estimates, and may be old on a busy machine. */
+static int refused_now(void)
+{
+    long p = ud__sys(__NR_mmap, ud__hint(3 * ud__page), 3 * ud__page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (ud__is_err(p))
+        return 1;
+    long r = ud__sys(__NR_mprotect, p + (long)ud__page, ud__page, PROT_READ);
+    ud__sys(__NR_munmap, p, 3 * ud__page);
+    return r != 0;
+}
+
 int ud__budget_make_room(void)
 {
     struct timespec step = {0, 50000000};
     int state = atomic_load(&ud__a.state);
-    if (state != UD__AGENT_RUNNING || !atomic_load(&added) || now_mapped() < ud__a.max_maps / 4 * 3 ||
-        ud__sys(__NR_gettid) == atomic_load(&ud__a.tid))
+    if (state != UD__AGENT_RUNNING || !atomic_load(&added) || ud__sys(__NR_gettid) == atomic_load(&ud__a.tid))
+        return 0;
+    if (now_mapped() < ud__a.max_maps / 4 * 3 && !refused_now())
         return 0;
     uint64_t until = ud__now_us() + ROOM_WAIT_US;
     uint32_t before = atomic_load(&given);

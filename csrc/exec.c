@@ -59,11 +59,13 @@ static struct {
     uint64_t us, most; /* most: the freeze_max_us it was made for */
 } batch;
 
+static uint64_t aim_us(void) { return batch.most * 3 / 8; }
+
 static void learn(uint64_t us)
 {
     if (us > batch.most)
         batch.us = batch.us * 3 / 4 > batch.most / 4 ? batch.us * 3 / 4 : batch.most / 4;
-    else if (batch.us < batch.most * 3 / 8)
+    else if (batch.us < aim_us())
         batch.us += batch.most / 256;
 }
 
@@ -71,7 +73,7 @@ static uint64_t work_us(void)
 {
     if (batch.most != ud__a.knobs.freeze_max_us) {
         batch.most = ud__a.knobs.freeze_max_us;
-        batch.us = batch.most * 3 / 8;
+        batch.us = aim_us();
     }
     return batch.us;
 }

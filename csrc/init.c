@@ -24,7 +24,7 @@ static void read_guards(const char *list)
                  {"lastpage", UD__GUARD_LASTPAGE}, {"pinned", UD__GUARD_PINNED}, {"fork", UD__GUARD_FORK}, {"open", UD__GUARD_OPEN},
                  {"inherit", UD__GUARD_INHERIT}, {"sharers", UD__GUARD_SHARERS}, {"owed", UD__GUARD_OWED},
                  {"release", UD__GUARD_RELEASE}, {"stopped", UD__GUARD_STOPPED}, {"proc", UD__GUARD_PROC},
-                 {"bar", UD__GUARD_BAR}, {"neighbours", UD__GUARD_OPENERS}, {"unmapped", UD__GUARD_UNMAPPED},
+                 {"bar", UD__GUARD_BAR}, {"neighbours", UD__GUARD_OPENERS},
                  {"down", UD__GUARD_DOWN}, {"free", UD__GUARD_FREE}, {"listed", UD__GUARD_LISTED},
                  {"halfway", UD__GUARD_HALFWAY}, {"copyback", UD__GUARD_COPYBACK},
                  {"short", UD__GUARD_SHORT}, {"ballast", UD__GUARD_BALLAST}, {"number", UD__GUARD_NUMBER}};

@@ -52,15 +52,17 @@ long ud__read_fd(int fd, char *buf, size_t cap) UD_HIDDEN; /* the same of an ope
 
 /* ---- guards that tests may switch off (built with -DUD_TEST only) --------------------------------- */
 
-enum ud__guard { UD__GUARD_BUSY = 1, UD__GUARD_MAPCHECK = 2, UD__GUARD_COMPARE = 4, UD__GUARD_HOLD = 8,
-                 UD__GUARD_BITFIRST = 16, UD__GUARD_EINTR = 32, UD__GUARD_LASTPAGE = 64,
-                 UD__GUARD_PINNED = 128, UD__GUARD_FORK = 256, UD__GUARD_OPEN = 512, UD__GUARD_INHERIT = 1024,
-                 UD__GUARD_SHARERS = 2048, UD__GUARD_OWED = 4096, UD__GUARD_RELEASE = 8192, UD__GUARD_STOPPED = 16384,
-                 UD__GUARD_PROC = 32768, UD__GUARD_BAR = 1 << 16, UD__GUARD_OPENERS = 1 << 17,
-                 UD__GUARD_UNMAPPED = 1 << 18, UD__GUARD_DOWN = 1 << 19, UD__GUARD_FREE = 1 << 20, UD__GUARD_LISTED = 1 << 21,
-                 UD__GUARD_HALFWAY = 1 << 22 /* no guard: a kernel without memory half-way through mremap */,
-                 UD__GUARD_COPYBACK = 1 << 23, UD__GUARD_BALLAST = 1 << 25, UD__GUARD_NUMBER = 1 << 26,
-                 UD__GUARD_SHORT = 1 << 24 /* nor this: lists of threads that end early */ };
+enum ud__guard {
+    UD__GUARD_BUSY = 1 << 0, UD__GUARD_MAPCHECK = 1 << 1, UD__GUARD_COMPARE = 1 << 2, UD__GUARD_HOLD = 1 << 3,
+    UD__GUARD_BITFIRST = 1 << 4, UD__GUARD_EINTR = 1 << 5, UD__GUARD_LASTPAGE = 1 << 6, UD__GUARD_PINNED = 1 << 7,
+    UD__GUARD_FORK = 1 << 8, UD__GUARD_OPEN = 1 << 9, UD__GUARD_INHERIT = 1 << 10, UD__GUARD_SHARERS = 1 << 11,
+    UD__GUARD_OWED = 1 << 12, UD__GUARD_RELEASE = 1 << 13, UD__GUARD_STOPPED = 1 << 14, UD__GUARD_PROC = 1 << 15,
+    UD__GUARD_BAR = 1 << 16, UD__GUARD_OPENERS = 1 << 17, UD__GUARD_DOWN = 1 << 18, UD__GUARD_FREE = 1 << 19,
+    UD__GUARD_LISTED = 1 << 20, UD__GUARD_COPYBACK = 1 << 21, UD__GUARD_BALLAST = 1 << 22, UD__GUARD_NUMBER = 1 << 23,
+    /* No guards, but failures that the test library plays when they are "switched off": */
+    UD__GUARD_HALFWAY = 1 << 24, /* a kernel without memory half-way through mremap */
+    UD__GUARD_SHORT = 1 << 25    /* lists of threads that end early */
+};
 #ifdef UD_TEST
 extern UD_HIDDEN unsigned ud__guards_off;
 extern UD_HIDDEN uint64_t ud__gap_us;

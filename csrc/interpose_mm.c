@@ -117,7 +117,7 @@ static long do_munmap(void *addr, size_t len)
     long r = ud__sys(__NR_munmap, addr, len);
     if (r == 0) {
         ud__region_unmap((uint64_t)addr, up((uint64_t)addr + len));
-        if (ever() && UD__GUARD_ON(UD__GUARD_UNMAPPED))
+        if (ever())
             ud__merged_clear((uint64_t)addr, up((uint64_t)addr + len));
         ud__note_growth(-(int64_t)len);
         ud__budget_note(-1);

@@ -5,8 +5,8 @@
  * Guarantees: an area is private anonymous rw memory, data of a library, or a merged mapping of ours; the agent's own
  * memory and the main stack are not in it. Stacks of other threads are known only in a hold, and
  * are refused there.
- * Fails: -ENOMEM, and the areas are those of the reading before; the mappings are counted all the same, if they can be read.
- * An area that cannot be tracked is digested anew in each pass.
+ * Fails: -ENOMEM, maybe at the limit of mappings: they are counted all the same, and what is merged is listed as far as
+ * there is memory, so that it can be given back. An area that cannot be tracked is digested anew in each pass.
  */
 #include "space.h"
 
@@ -102,44 +102,70 @@ int ud__space_look(struct ud__space *s)
     return ud__space_read(s);
 }
 
-int ud__space_read(struct ud__space *s)
+static void add(struct ud__space *s, const struct ud__vma *v, const struct ud__space *before)
 {
-    struct ud__space before = *s;
+    struct ud__area *a = &s->list[s->count++];
+    *a = (struct ud__area){.start = v->start, .end = v->end, .offset = v->offset};
+    a->library = v->inode && !ud__vma_is_segment(v);
+    a->inode = a->library ? 0 : v->inode;
+    inherit(a, before);
+    track(s, a);
+    s->signature = mix(s->signature, v);
+    s->bytes += v->end - v->start;
+    s->tracked += a->tracked ? v->end - v->start : 0;
+}
+
+/* Counts all mappings, even if the list cannot grow. 0, or -ENOMEM. */
+static int list_areas(struct ud__space *s, const struct ud__space *before)
+{
     uint64_t in_stack = getauxval(25 /* AT_RANDOM: lies in the main stack */);
-    struct ud__vma v;
-    int32_t made = ud__budget_made();
-    int r = ud__maps_refresh(&ud__a.maps);
-    *s = (struct ud__space){.sizes = sizes()};
-    struct ud__vma last = {0};
-    int full = 0;
-    for (uint64_t at = 0; r == 0 && ud__maps_find(&ud__a.maps, at, &v) == 0; at = v.end) {
+    struct ud__vma v, last = {0};
+    int r = 0;
+    for (uint64_t at = 0; ud__maps_find(&ud__a.maps, at, &v) == 0; at = v.end) {
         ud__vma_learn(&v);
         s->mappings++;
         s->added += cut_by_merging(&last, &v);
         last = v;
-        if (!ud__vma_mergeable(&v) || (v.start <= in_stack && in_stack < v.end) || ud__own_overlaps(v.start, v.end))
+        if (r || !ud__vma_mergeable(&v) || (v.start <= in_stack && in_stack < v.end) || ud__own_overlaps(v.start, v.end))
             continue;
-        if (full || (s->count == s->cap && (full = grow(s))))
-            continue; /* maybe at the limit of mappings: then it matters that they are counted */
-        struct ud__area *a = &s->list[s->count++];
-        *a = (struct ud__area){.start = v.start, .end = v.end, .offset = v.offset};
-        a->library = v.inode && !ud__vma_is_segment(&v);
-        a->inode = a->library ? 0 : v.inode;
-        inherit(a, &before);
-        track(s, a);
-        s->signature = mix(s->signature, &v);
-        s->bytes += v.end - v.start;
-        s->tracked += a->tracked ? v.end - v.start : 0;
+        if (s->count < s->cap || !(r = grow(s)))
+            add(s, &v, before);
     }
-    if (r == 0)
-        ud__budget_read(s->mappings, s->added, made);
-    struct ud__space *void_one = r || full ? s : &before;
-    ud__free(void_one->list, void_one->cap * sizeof *s->list);
-    if (r || full) {
-        *s = before;
-        s->sizes = 0;
+    return r;
+}
+
+/* Instead, in the memory there is: what is merged, for that can be given back (budget.c). */
+static void list_merged(struct ud__space *s, struct ud__space *before)
+{
+    struct ud__space none = {0};
+    struct ud__vma v;
+    if (before->cap > s->cap) {
+        ud__free(s->list, s->cap * sizeof *s->list);
+        s->list = before->list;
+        s->cap = before->cap;
+        *before = none;
     }
-    return r ? r : full;
+    s->count = 0;
+    for (uint64_t at = 0; s->count < s->cap && ud__maps_find(&ud__a.maps, at, &v) == 0; at = v.end)
+        if (ud__vma_mergeable(&v) && ud__vma_is_segment(&v))
+            add(s, &v, &none);
+    s->sizes = 0;
+}
+
+int ud__space_read(struct ud__space *s)
+{
+    struct ud__space before = *s;
+    int32_t made = ud__budget_made();
+    int r = ud__maps_refresh(&ud__a.maps);
+    if (r)
+        return r;
+    *s = (struct ud__space){.sizes = sizes()};
+    r = list_areas(s, &before);
+    ud__budget_read(s->mappings, s->added, made);
+    if (r)
+        list_merged(s, &before);
+    ud__free(before.list, before.cap * sizeof *before.list);
+    return r;
 }
 
 void ud__space_reset(struct ud__space *s)

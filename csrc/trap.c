@@ -51,30 +51,6 @@ static long protect(uint64_t start, uint64_t end, int prot)
     return ud__sys(__NR_mprotect, start, end - start, prot);
 }
 
-/* ---- bits ------------------------------------------------------------------------------------------- */
-
-static uint64_t bits_of(uint64_t at, uint64_t end, uint64_t *next)
-{
-    uint64_t first = at >> ud__page_shift & 63, stop = (at | ((64ull << ud__page_shift) - 1)) + 1;
-    *next = stop < end ? stop : end;
-    uint64_t n = (*next - at) >> ud__page_shift;
-    return (n == 64 ? ~0ull : (1ull << n) - 1) << first;
-}
-
-static void put(uint64_t start, uint64_t end, enum ud__trap_plane plane, int value)
-{
-    for (uint64_t at = start, next; at < end; at = next) {
-        uint64_t bits = bits_of(at, end, &next);
-        struct ud__trap_cell *c = ud__trap_cell(at);
-        if (!c)
-            next = ud__trap_next_leaf(at);
-        else if (value)
-            atomic_fetch_or(&c->bits[plane], bits);
-        else if (atomic_load(&c->bits[plane]) & bits)
-            atomic_fetch_and(&c->bits[plane], ~bits);
-    }
-}
-
 static int is_one(uint64_t start, uint64_t end, void *arg)
 {
     (void)start, (void)end, (void)arg;
@@ -89,19 +65,6 @@ static int any_closed(uint64_t start, uint64_t end)
 static int barred(uint64_t start, uint64_t end)
 {
     return atomic_load(&bar_start) < end && start < atomic_load(&bar_end);
-}
-
-/* Is every page read-only by us: protected, or, if that is asked, closed? */
-static int all_ours(uint64_t start, uint64_t end, int or_closed)
-{
-    for (uint64_t at = start, next; at < end; at = next) {
-        uint64_t bits = bits_of(at, end, &next);
-        struct ud__trap_cell *c = ud__trap_cell(at);
-        uint64_t closed = c && or_closed ? atomic_load(&c->bits[UD__TRAP_CLOSED]) : 0;
-        if (!c || ((atomic_load(&c->bits[UD__TRAP_PROTECT]) | closed) & bits) != bits)
-            return 0;
-    }
-    return 1;
 }
 
 static void changed(void)
@@ -137,12 +100,12 @@ static long open_now(uint64_t start, uint64_t end)
     int alive = atomic_load(&l->alive);
     if (alive && any_closed(start, end)) {
         r = -EAGAIN;
-    } else if (!all_ours(start, end, !alive)) {
+    } else if (!ud__trap_all_ours(start, end, !alive)) {
         r = -ESTALE;
     } else if (ud__test_gap(), !(r = protect(start, end, PROT_READ | PROT_WRITE))) {
-        put(start, end, UD__TRAP_PROTECT, 0); /* protection first: who finds no bit must find the page writable */
+        ud__trap_put(start, end, UD__TRAP_PROTECT, 0); /* protection first: who finds no bit must find the page writable */
         if (!alive)
-            put(start, end, UD__TRAP_CLOSED, 0);
+            ud__trap_put(start, end, UD__TRAP_CLOSED, 0);
     }
     atomic_fetch_sub(&l->openers, 1);
     ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, 8);
@@ -206,33 +169,6 @@ void ud__trap_open_all(void)
     open_protected(0, ud__trap_highest());
 }
 
-int ud__trap_held(uint64_t addr)
-{
-    struct ud__trap_cell *c = ud__trap_cell(addr);
-    uint64_t bit = 1ull << (addr >> ud__page_shift & 63);
-    return c && (atomic_load(&c->bits[UD__TRAP_CLOSED]) | atomic_load(&c->bits[UD__TRAP_PROTECT])) & bit;
-}
-
-uint64_t ud__trap_edge(uint64_t start, uint64_t end)
-{
-    int held = ud__trap_held(start);
-    for (uint64_t at = start, next; at < end; at = next) {
-        uint64_t bits = bits_of(at, end, &next);
-        struct ud__trap_cell *c = ud__trap_cell(at);
-        if (!c) {
-            if (held)
-                return at;
-            next = ud__trap_next_leaf(at);
-            continue;
-        }
-        uint64_t mask = atomic_load(&c->bits[UD__TRAP_CLOSED]) | atomic_load(&c->bits[UD__TRAP_PROTECT]);
-        uint64_t other = (held ? ~mask : mask) & bits;
-        if (other)
-            return (at & ~((64ull << ud__page_shift) - 1)) + ((uint64_t)__builtin_ctzll(other) << ud__page_shift);
-    }
-    return end;
-}
-
 static int wait_for_openers(uint64_t us)
 {
     struct life *l = atomic_load(&life);
@@ -251,9 +187,9 @@ void ud__trap_settle(uint64_t start, uint64_t end)
     start &= ~(uint64_t)(ud__page - 1);
     end = (end + ud__page - 1) & ~(uint64_t)(ud__page - 1);
     wait_for_windows(start, end);
-    put(start, end, UD__TRAP_PROTECT, 0);
+    ud__trap_put(start, end, UD__TRAP_PROTECT, 0);
     if (!agent_alive()) /* or whoever revives would open what the call is about to make of it */
-        put(start, end, UD__TRAP_CLOSED, 0);
+        ud__trap_put(start, end, UD__TRAP_CLOSED, 0);
     if (UD__GUARD_ON(UD__GUARD_OPENERS))
         wait_for_openers(SETTLE_WAIT_US); /* one that looked before may be about to open what is no longer ours */
 }
@@ -263,7 +199,7 @@ void ud__trap_settle(uint64_t start, uint64_t end)
 /* Lets writers go without having touched the protection. */
 static void undo(uint64_t start, uint64_t end)
 {
-    put(start, end, UD__TRAP_CLOSED, 0);
+    ud__trap_put(start, end, UD__TRAP_CLOSED, 0);
     changed();
 }
 
@@ -271,8 +207,8 @@ static void undo(uint64_t start, uint64_t end)
 static int leave_protected(uint64_t start, uint64_t end, void *arg)
 {
     (void)arg;
-    put(start, end, UD__TRAP_PROTECT, 1);
-    put(start, end, UD__TRAP_CLOSED, 0);
+    ud__trap_put(start, end, UD__TRAP_PROTECT, 1);
+    ud__trap_put(start, end, UD__TRAP_CLOSED, 0);
     return 0;
 }
 
@@ -307,7 +243,7 @@ int ud__trap_begin(uint64_t start, uint64_t end, int (*check)(uint64_t, uint64_t
     if (r)
         return r;
     revive();
-    put(start, end, UD__TRAP_CLOSED, 1);
+    ud__trap_put(start, end, UD__TRAP_CLOSED, 1);
     if (ud__writable_any(start, end))
         r = -EBUSY;
     else
@@ -350,18 +286,18 @@ static void make_writable(uint64_t start, uint64_t end)
         return;
     for (uint64_t at = start; at < end; at += ud__page) /* a hole in it, or no VMA left */
         if (protect(at, at + ud__page, PROT_READ | PROT_WRITE))
-            put(at, at + ud__page, UD__TRAP_PROTECT, 1); /* a writer's fault tries again */
+            ud__trap_put(at, at + ud__page, UD__TRAP_PROTECT, 1); /* a writer's fault tries again */
 }
 
 void ud__trap_end(uint64_t start, uint64_t end, enum ud__trap_state state)
 {
     if (start >= end)
         return;
-    put(start, end, UD__TRAP_PROTECT, state == UD__TRAP_PROTECTED);
+    ud__trap_put(start, end, UD__TRAP_PROTECT, state == UD__TRAP_PROTECTED);
     if (state == UD__TRAP_OPEN)
         make_writable(start, end);
     atomic_fetch_add(&epoch, 1); /* before the bits: see the end of ud__trap_serve */
-    put(start, end, UD__TRAP_CLOSED, 0);
+    ud__trap_put(start, end, UD__TRAP_CLOSED, 0);
     changed();
 }
 

@@ -64,11 +64,6 @@ void ud__trap_open_all(void) UD_HIDDEN;
  * window is over it, and forgets its protection (the call decides about that). Async-signal-safe. */
 void ud__trap_settle(uint64_t start, uint64_t end) UD_HIDDEN;
 
-/* 1 if the page is read-only by us alone: to the program it is writable. */
-int ud__trap_held(uint64_t addr) UD_HIDDEN;
-/* Where in [start, end) that changes: the first page of another answer than start's, or end. */
-uint64_t ud__trap_edge(uint64_t start, uint64_t end) UD_HIDDEN;
-
 struct ud__trap_counts {
     uint64_t splits;  /* faults that opened a protected page */
     uint64_t waits;   /* writers that met a window */
@@ -98,6 +93,13 @@ int ud__trap_reserve(uint64_t start, uint64_t end) UD_HIDDEN;
  * when it returns nonzero, and returns that. */
 typedef int (*ud__trap_fn)(uint64_t start, uint64_t end, void *arg);
 int ud__trap_each(uint64_t start, uint64_t end, enum ud__trap_plane plane, ud__trap_fn fn, void *arg) UD_HIDDEN;
+void ud__trap_put(uint64_t start, uint64_t end, enum ud__trap_plane plane, int value) UD_HIDDEN; /* their bits, where there are cells */
+/* 1 if every page is read-only by us: protected, or, if that is asked, closed. */
+int ud__trap_all_ours(uint64_t start, uint64_t end, int or_closed) UD_HIDDEN;
+/* 1 if the page is read-only by us alone: to the program it is writable. */
+int ud__trap_held(uint64_t addr) UD_HIDDEN;
+/* Where in [start, end) that changes: the first page of another answer than start's, or end. */
+uint64_t ud__trap_edge(uint64_t start, uint64_t end) UD_HIDDEN;
 uint64_t ud__trap_highest(void) UD_HIDDEN; /* above the last page that has a cell */
 /* After a fork: the table is the child's own memory again, not to be merged. */
 void ud__trap_map_own(void) UD_HIDDEN;

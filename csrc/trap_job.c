@@ -99,26 +99,22 @@ void ud__trap_apply(const struct ud_knobs *k)
 
 /* ---- one chunk ---------------------------------------------------------------------------------------- */
 
+struct expected {
+    struct ud__job *j;
+    int plain;
+};
+
 /* Still what the maps said, now that no interposed call can change it? */
-static int all_are(uint64_t start, uint64_t end, struct ud__job *j, int plain)
+static int as_expected(uint64_t start, uint64_t end, void *arg)
 {
+    const struct expected *e = arg;
     struct ud__vma v;
-    if (ud__maps_refresh(&j->maps))
+    if (ud__maps_refresh(&e->j->maps))
         return -ENOMEM;
     for (uint64_t at = start; at < end; at = v.end)
-        if (ud__maps_find(&j->maps, at, &v) || v.start > at || !ud__vma_mergeable(&v) || ud__vma_plain(&v) != plain)
+        if (ud__maps_find(&e->j->maps, at, &v) || v.start > at || !ud__vma_mergeable(&v) || ud__vma_plain(&v) != e->plain)
             return -ESRCH;
     return 0;
-}
-
-static int all_plain(uint64_t start, uint64_t end, void *arg)
-{
-    return all_are(start, end, arg, 1);
-}
-
-static int none_plain(uint64_t start, uint64_t end, void *arg)
-{
-    return all_are(start, end, arg, 0);
 }
 
 /* What the program has made read-only needs no protection of ours, but must stay so: what is made writable meanwhile
@@ -126,10 +122,11 @@ static int none_plain(uint64_t start, uint64_t end, void *arg)
 static int close_chunk(struct ud__job *j, uint64_t at, uint64_t end, int plain)
 {
     int r = 0;
+    struct expected e = {j, plain};
     if (!plain && !UD__GUARD_ON(UD__GUARD_BAR))
         return 0;
     for (int tries = 0; tries < TRIES; tries++) {
-        r = plain ? ud__trap_begin(at, end, all_plain, j) : ud__trap_bar(at, end, none_plain, j);
+        r = plain ? ud__trap_begin(at, end, as_expected, &e) : ud__trap_bar(at, end, as_expected, &e);
         if (r != -EBUSY && r != -EAGAIN)
             return r;
         ud__sleep_us(100u << tries);

@@ -112,3 +112,64 @@ int ud__trap_each(uint64_t start, uint64_t end, enum ud__trap_plane plane, ud__t
     }
     return run && !r ? fn(run, end, arg) : r;
 }
+
+static uint64_t bits_of(uint64_t at, uint64_t end, uint64_t *next)
+{
+    uint64_t first = at >> ud__page_shift & 63, stop = (at | ((64ull << ud__page_shift) - 1)) + 1;
+    *next = stop < end ? stop : end;
+    uint64_t n = (*next - at) >> ud__page_shift;
+    return (n == 64 ? ~0ull : (1ull << n) - 1) << first;
+}
+
+void ud__trap_put(uint64_t start, uint64_t end, enum ud__trap_plane plane, int value)
+{
+    for (uint64_t at = start, next; at < end; at = next) {
+        uint64_t bits = bits_of(at, end, &next);
+        struct ud__trap_cell *c = ud__trap_cell(at);
+        if (!c)
+            next = ud__trap_next_leaf(at);
+        else if (value)
+            atomic_fetch_or(&c->bits[plane], bits);
+        else if (atomic_load(&c->bits[plane]) & bits)
+            atomic_fetch_and(&c->bits[plane], ~bits);
+    }
+}
+
+int ud__trap_all_ours(uint64_t start, uint64_t end, int or_closed)
+{
+    for (uint64_t at = start, next; at < end; at = next) {
+        uint64_t bits = bits_of(at, end, &next);
+        struct ud__trap_cell *c = ud__trap_cell(at);
+        uint64_t closed = c && or_closed ? atomic_load(&c->bits[UD__TRAP_CLOSED]) : 0;
+        if (!c || ((atomic_load(&c->bits[UD__TRAP_PROTECT]) | closed) & bits) != bits)
+            return 0;
+    }
+    return 1;
+}
+
+int ud__trap_held(uint64_t addr)
+{
+    struct ud__trap_cell *c = ud__trap_cell(addr);
+    uint64_t bit = 1ull << (addr >> ud__page_shift & 63);
+    return c && (atomic_load(&c->bits[UD__TRAP_CLOSED]) | atomic_load(&c->bits[UD__TRAP_PROTECT])) & bit;
+}
+
+uint64_t ud__trap_edge(uint64_t start, uint64_t end)
+{
+    int held = ud__trap_held(start);
+    for (uint64_t at = start, next; at < end; at = next) {
+        uint64_t bits = bits_of(at, end, &next);
+        struct ud__trap_cell *c = ud__trap_cell(at);
+        if (!c) {
+            if (held)
+                return at;
+            next = ud__trap_next_leaf(at);
+            continue;
+        }
+        uint64_t mask = atomic_load(&c->bits[UD__TRAP_CLOSED]) | atomic_load(&c->bits[UD__TRAP_PROTECT]);
+        uint64_t other = (held ? ~mask : mask) & bits;
+        if (other)
+            return (at & ~((64ull << ud__page_shift) - 1)) + ((uint64_t)__builtin_ctzll(other) << ud__page_shift);
+    }
+    return end;
+}

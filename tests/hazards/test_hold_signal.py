@@ -21,13 +21,13 @@ PROCESSES = [
     "stores_are_kept", "fork_while_writing", "vfork_and_spawn", "exec_merged", "threads_come_and_go",
     "many_threads", "mremap_beside_masked", "busy_threads", "main_thread_leaves", "close_everything",
     "credentials", "seccomp_strict",
-    "signals_while_held", "urgent_is_ours",
+    "signals_while_held", "eintr_of_read", "eintr_of_read_in_process", "urgent_is_ours",
     "urgent_is_asked", "one_is_filtered", "other_pid_namespace", "descriptor_limit",
     "stopped_and_continued",
 ]  # fmt: skip
 #: A signal between a parked thread's last look and its return loses its EINTR (CONTRIBUTING, Hazards).
 #: That is microseconds wide: not three times in a row.
-INTERRUPTED = ["eintr_is_kept", "eintr_of_read", "eintr_of_read_in_process"]
+INTERRUPTED = ["eintr_is_kept"]
 MAPPINGS = ["mremap_grow", "mremap_move", "dontneed", "dontfork", "mlock_merged", "realloc_large", "trim"]
 SYSCALLS = [
     "read_during_merges", "recv_timeout_is_kept",

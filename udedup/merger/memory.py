@@ -22,7 +22,7 @@ def machine_available() -> int:
 
 @cache
 def _mounts() -> dict[str, tuple[str, Path]]:
-    """"" (v2) and "memory" (v1) -> what of the hierarchy is mounted, and where."""
+    """ "" (v2) and "memory" (v1) -> what of the hierarchy is mounted, and where."""
     found = {}
     try:
         with open("/proc/self/mountinfo") as file:

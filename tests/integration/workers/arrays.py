@@ -11,6 +11,7 @@ from forked import main
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
+
 def serve(mib, number, requests, answers):
     data = bytearray()
     block = random.Random(5)
