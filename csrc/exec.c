@@ -311,7 +311,9 @@ void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, in
             return;
     if (m->node)
         ud__node_prefer((int)m->node - 1);
+    ud__turn_beside();
     int fd = pieces_ready() ? -ENOMEM : ud__segment_make(m->runs, m->nruns, &inode, &npages);
+    ud__turn_back();
     if (m->node)
         ud__node_prefer(-1);
     if (fd < 0) {

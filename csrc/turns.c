@@ -3,8 +3,10 @@
  * Without it the holders of a pool that merges crowd out each other, and the threads that are to be held: a tick of the
  * scheduler (4 ms) for each that comes too late, in every hold.
  *
+ * What holds nobody and takes long, the copy that is published, is done beside the turns, by one agent at a time.
+ *
  *   turns: a memfd from the merger. Byte i is locked by whom turn i belongs to (fcntl, so the kernel ends the turn of who
- *   dies); its first word counts the turns that ended, and wakes who waits.
+ *   dies), the byte behind the last turn by who works beside; its first word counts what ended, and wakes who waits.
  *
  * Guarantees: nobody waits longer than PATIENCE_US, whatever the others do (stopped, frozen, hostile): then it works without
  * a turn. Agent thread only.
@@ -18,6 +20,8 @@
 #include "internal.h"
 
 #define PATIENCE_US 50000u
+#define TURN 1 /* futex bits */
+#define BESIDE 2
 #define OFFER_US 50u /* for who was woken to come before us */
 
 static int turns_fd = -1, mine = -1, turns;
@@ -64,36 +68,55 @@ void ud__turns_use(int fd)
     turns = cpus > 1 ? cpus - 1 : 1;
 }
 
-void ud__turn_take(void)
+/* Waits for one of the bytes [from, to); those who wait for a turn and those who wait beside are woken apart. */
+static void take(int from, int to)
 {
-    if (!ended || mine >= 0)
-        return;
     uint64_t now = ud__now_us(), until = now + PATIENCE_US;
     for (; now < until; now = ud__now_us()) {
         unsigned seen = atomic_load(ended);
-        for (int i = 0; i < turns; i++)
+        for (int i = from; i < to; i++)
             if (lock(i, F_WRLCK) == 0) {
                 mine = i;
                 return;
             }
-        struct timespec ts = {0, (long)(until - now) * 1000};
-        ud__sys(__NR_futex, ended, 0 /* FUTEX_WAIT */, seen, &ts);
+        struct timespec ts = {(time_t)(until / 1000000), (long)(until % 1000000) * 1000};
+        ud__sys(__NR_futex, ended, 9 /* FUTEX_WAIT_BITSET */, seen, &ts, 0, from < turns ? TURN : BESIDE);
     }
 }
 
 /* How many waited. */
 static long end_turn(void)
 {
+    int kind = mine < turns ? TURN : BESIDE;
     lock(mine, F_UNLCK);
     mine = -1;
     atomic_fetch_add(ended, 1);
-    return ud__sys(__NR_futex, ended, 1 /* FUTEX_WAKE */, 1);
+    return ud__sys(__NR_futex, ended, 10 /* FUTEX_WAKE_BITSET */, 1, 0, 0, kind);
+}
+
+void ud__turn_take(void)
+{
+    if (ended && mine < 0)
+        take(0, turns);
 }
 
 void ud__turn_give(void)
 {
     if (mine >= 0)
         end_turn();
+}
+
+void ud__turn_beside(void)
+{
+    ud__turn_give();
+    if (ended)
+        take(turns, turns + 1);
+}
+
+void ud__turn_back(void)
+{
+    ud__turn_give();
+    ud__turn_take();
 }
 
 void ud__turn_offer(void)

@@ -27,7 +27,8 @@ MIB, GIB = 1 << 20, 1 << 30
 PAGE = mmap.PAGESIZE
 DOMAIN = "curve"
 COMMAND = [sys.executable, *f"-P -m udedup run --domain {DOMAIN} --".split(), sys.executable, __file__]
-METADATA_MOST = 24.0  # bytes a page
+METADATA_MOST = 24.0  # bytes a page, and what the merger itself may weigh:
+MERGER_MOST = 20 * MIB
 DIGEST_LEAST = 0.6  # of what one core can read
 ROUNDS = 4
 
@@ -179,7 +180,8 @@ def curve(sizes: list[float], processes: int, written: list[int]) -> bool:
             costs = [pass_cost(client, pool, mib) for mib in written]
             cells = "".join(f"{cost:>10.2f}" for cost in costs)
             print(f"{gib:>5g} {seen:>9.1f} {told:>8.1f}{cells}", flush=True)
-            good = good and (seen <= METADATA_MOST or gib < 4)  # the merger's own 20 MiB weigh on small pools
+            own = MERGER_MOST / stat["tracked_pages"]
+            good = good and told <= METADATA_MOST and seen <= METADATA_MOST + own
         pool.close()
         time.sleep(3.5)
     return good
