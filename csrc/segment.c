@@ -13,6 +13,7 @@
 
 #include "internal.h"
 
+#define BREATH (256u << 10) /* bytes in one system call: where the kernel is not preempted, a thread to be held waits for its end */
 #define FAULT_AROUND 65536u /* bytes that one fault on the page cache maps, unless debugfs says otherwise */
 #define ALL_SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
 
@@ -102,7 +103,11 @@ void ud__segment_unstage(const void *stage, uint32_t npages)
     if (!stage)
         return;
     ud__own_del(stage);
-    ud__sys(__NR_munmap, stage, (uint64_t)npages << ud__page_shift);
+    uint64_t len = (uint64_t)npages << ud__page_shift, at = (uint64_t)stage;
+    for (uint64_t end = at + len, n; at < end; at += n) {
+        n = end - at < BREATH ? end - at : BREATH;
+        ud__sys(__NR_munmap, at, n);
+    }
 }
 
 /* The kernel copies straight from our memory, so a page that has vanished costs an EFAULT and no crash. */
@@ -110,7 +115,7 @@ static uint64_t write_run(int fd, uint64_t vaddr, uint64_t len, uint64_t off)
 {
     uint64_t done = 0;
     while (done < len) {
-        long r = ud__sys(__NR_pwrite64, fd, vaddr + done, len - done, off + done);
+        long r = ud__sys(__NR_pwrite64, fd, vaddr + done, len - done < BREATH ? len - done : BREATH, off + done);
         if (r == -EINTR)
             continue;
         if (r == -ENOSPC || r == -ENOMEM || r == -EIO)
