@@ -63,6 +63,16 @@ static int in_plain_area(uint64_t page)
     return a && a->start <= page && !a->inode && !a->library && !ud__merged_test(page);
 }
 
+/* The last page of a mapping is never merged (merge.c), nor nominated: each plan for it would be a hold in vain. */
+static int last_of_mapping(uint64_t page)
+{
+    const struct ud__space *s = &ud__pass.space;
+    const struct ud__area *a = ud__space_find(s, page), *next = a + 1;
+    if (!a || a->start > page || a->library || a->end != page + ud__page)
+        return 0;
+    return next == s->list + s->count || next->start != a->end || next->library;
+}
+
 /* Zero pages are of no node: the kernel has one for all. */
 static int zero_digest(uint64_t entry) { return ((entry ^ ud__pass.zero_digest) & ud__digest_mask()) == 0; }
 
@@ -83,7 +93,7 @@ static void age_block(uint32_t block, enum mood m)
         }
         if (zero_digest(l->entries[base + i]) && ud__a.knobs.use_zero_pages && in_plain_area(page))
             zero_add(page);
-        l->states[base + i] = UD_PG_STABLE;
+        l->states[base + i] = last_of_mapping(page) ? UD_PG_REFUSED : UD_PG_STABLE;
         moved = 1;
         ud__pass.changed++;
     }
@@ -214,7 +224,7 @@ static void another_chance(uint32_t block)
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift), entry;
         uint8_t whole = ud__page_state(l, page, &entry), s = whole & UD_PG_MASK;
         uint8_t count = whole >> UD__COUNT_SHIFT & 7;
-        if (s == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0) {
+        if (s == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0 && !last_of_mapping(page)) {
             ud__page_set(l, page, (uint8_t)(UD_PG_STABLE | count << UD__COUNT_SHIFT), entry);
             ud__pass.changed++;
         } else if (s == UD_PG_SHARED) {

@@ -24,6 +24,7 @@
 #define RETRY_US 1000000u
 #define NAP_US 250000u
 #define CALM_PAGES 256
+#define CALM_SHARE 15 /* where little changes, a sixteenth of a CPU at most */
 #define SLICE_US 20000u
 
 UD_HIDDEN struct ud__agent ud__a = {.sock = -1, .maps = {.fd = -1}, .ledger = {.fd = -1}};
@@ -31,6 +32,7 @@ UD_HIDDEN struct ud__agent ud__a = {.sock = -1, .maps = {.fd = -1}, .ledger = {.
 static char agent_stack[UD__STACK_BYTES * 2] __attribute__((aligned(64)));
 static uint64_t agent_tls[64] __attribute__((aligned(64))); /* fs:0 points to itself, fs:0x28 is a canary of 0 */
 static uint64_t idle_us;
+static uint64_t calm_until; /* no pass before that, whoever waits for one */
 
 static void private_descriptors(void)
 {
@@ -143,7 +145,8 @@ static uint64_t work(void)
     ud__turn_take();
     long changed = ud__scan_slice(&whole);
     ud__turn_give();
-    uint64_t calm = changed < CALM_PAGES ? 3 * (ud__now_us() - began) : 0; /* where little changes, a quarter of a CPU at most */
+    uint64_t calm = changed < CALM_PAGES ? CALM_SHARE * (ud__now_us() - began) : 0;
+    calm_until = ud__now_us() + calm;
     note_cpu();
     if (changed > 0 || whole) {
         struct ud_msg_pass m = {.pass = ud__a.ledger.hdr->passes, .changed = changed > 0 ? (uint32_t)changed : 0,
@@ -194,8 +197,8 @@ static void serve_until(uint64_t when)
         }
         if (r == 0 && ud__now_us() >= when)
             return;
-        if ((ud__a.kicked && r == 1) || ud__budget_urgent())
-            return;
+        if (ud__a.kicked && r == 1 && when > calm_until)
+            when = calm_until;
     }
 }
 
