@@ -22,6 +22,7 @@
 #define LEAF_BITS 30 /* a leaf covers 1 GiB */
 #define ROOT_COUNT (1u << (47 - LEAF_BITS))
 #define MOVE_STEP (8u << 20)
+#define BLOCK_MOST (1ull << 43) /* pages are counted in 32 bits */
 #define CACHE_AGE_US 5000000u
 #define CACHE_SLOTS 32
 #define CACHE_BYTES (32u << 20)
@@ -219,7 +220,7 @@ static long map_block(uint64_t pages)
 static void *block_new(size_t bytes, int zeroed)
 {
     uint64_t pages = (bytes + ud__page - 1) >> ud__page_shift, got = 0;
-    if (bytes > (1ull << 46))
+    if (bytes > BLOCK_MOST)
         return NULL;
     uint64_t addr = cache_get(pages, &got);
     if (addr && zeroed)
@@ -369,7 +370,7 @@ UD_API void *realloc(void *p, size_t bytes)
         block_free(p, pages);
         return NULL;
     }
-    void *r = block_resize(p, pages, bytes);
+    void *r = bytes > BLOCK_MOST ? NULL : block_resize(p, pages, bytes); /* more would overflow what is reckoned with it */
     if (!r)
         errno = ENOMEM;
     return r;
@@ -413,7 +414,14 @@ UD_API int posix_memalign(void **out, size_t align, size_t bytes)
 
 UD_API void *valloc(size_t bytes) { return memalign(ud__page, bytes); }
 
-UD_API void *pvalloc(size_t bytes) { return memalign(ud__page, (bytes + ud__page - 1) & ~(ud__page - 1)); }
+UD_API void *pvalloc(size_t bytes)
+{
+    if (bytes > SIZE_MAX - ud__page) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    return memalign(ud__page, (bytes + ud__page - 1) & ~(ud__page - 1));
+}
 
 UD_API size_t malloc_usable_size(void *p)
 {

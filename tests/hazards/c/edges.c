@@ -1,0 +1,287 @@
+/* edges.c: what programs seldom ask of memory calls, and the answers they get from merged memory. */
+#include "hz.h"
+
+#include <malloc.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+#define N 32
+
+static unsigned long locked_kb(void)
+{
+    char line[256];
+    unsigned long kb = 0;
+    FILE *f = fopen("/proc/self/status", "re");
+    while (fgets(line, sizeof line, f))
+        sscanf(line, "VmLck: %lu", &kb);
+    fclose(f);
+    return kb;
+}
+
+static void realloc_too_large(void)
+{
+    static const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 100, SIZE_MAX / 2 + 2, 0xaaaaaaaaaaaaaaacul, (size_t)1 << 47};
+    char *volatile p = memset(malloc(400000), 7, 400000);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        volatile size_t bytes = sizes[i];
+        errno = 0;
+        char *volatile q = realloc(p, bytes);
+        printf("realloc %d %d\n", q == NULL, errno);
+        CHECK(q == NULL && p[0] == 7 && p[399999] == 7);
+    }
+    volatile size_t most = SIZE_MAX;
+    errno = 0;
+    void *volatile v = pvalloc(most);
+    printf("pvalloc %d %d\n", v == NULL, errno);
+    free(p);
+}
+
+/* The kernel refuses these, and so must we: nothing may be moved, copied or lost. */
+static void mremap_refused(void)
+{
+    for (int merged = 0; merged < 2; merged++) {
+        char *p = merged ? merged_area(N, 41) : map_alone(N), *to = map(2 * N);
+        if (!merged)
+            fill(p, N, 41);
+        SAY("overlap", mremap(p, N * PAGE, N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, p + 4 * PAGE));
+        SAY("overlap", mremap(p + 4 * PAGE, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, p));
+        SAY("overlap", mremap(p, 8 * PAGE, 2 * N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, p - 2 * PAGE));
+        SAY("fixed alone", mremap(p, N * PAGE, N * PAGE, MREMAP_FIXED, to));
+        SAY("fixed alone", mremap(p, N * PAGE, 2 * N * PAGE, MREMAP_FIXED, to));
+        SAY("unknown", mremap(p, N * PAGE, 2 * N * PAGE, MREMAP_MAYMOVE | 64));
+        SAY("dontunmap alone", mremap(p, N * PAGE, N * PAGE, MREMAP_DONTUNMAP, to));
+        SAY("dontunmap grows", mremap(p, N * PAGE, 2 * N * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, to));
+        SAY("dontunmap shrinks", mremap(p, N * PAGE, 4 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, to));
+        SAY("odd", mremap(p + 1, N * PAGE, N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to));
+        SAY("odd target", mremap(p, N * PAGE, N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to + 8));
+        SAY("none", mremap(p, 0, 0, MREMAP_MAYMOVE | MREMAP_FIXED, to));
+        SAY("to none", mremap(p, N * PAGE, 0, MREMAP_MAYMOVE | MREMAP_FIXED, to));
+        SAY("from none", mremap(p, 0, N * PAGE, MREMAP_MAYMOVE));
+        SAY("too long", mremap(p, N * PAGE, SIZE_MAX - 2 * PAGE, MREMAP_MAYMOVE));
+        SAY("too long", mremap(p, N * PAGE, 1ul << 50, MREMAP_MAYMOVE));
+        SAY("out of range", mremap(p, N * PAGE, N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)((1ul << 47) - 4 * PAGE)));
+        printf("wrong %zu nonzero %zu\n", wrong(p, N, 41), nonzero(to, 2 * N * PAGE));
+    }
+}
+
+static void dontneed_locked(void)
+{
+    char *p = merged_area(N, 42);
+    CHECK(mlock(p, N * PAGE) == 0);
+    SAY("DONTNEED", madvise(p, N * PAGE, MADV_DONTNEED));
+    SAY("FREE", madvise(p, N * PAGE, MADV_FREE));
+    printf("wrong %zu locked %lu\n", wrong(p, N, 42), locked_kb());
+    SAY("DONTNEED_LOCKED", madvise(p, N * PAGE, 24));
+    printf("nonzero %zu locked %lu\n", nonzero(p, N * PAGE), locked_kb());
+    p = merged_area(N, 43);
+    CHECK(mlock(p - 2 * PAGE, 2 * PAGE) == 0);
+    SAY("DONTNEED", madvise(p - 2 * PAGE, (N + 2) * PAGE, MADV_DONTNEED)); /* the kernel comes no further */
+    printf("wrong %zu\n", wrong(p, N, 43));
+}
+
+/* Contents follow a move; so do the flags of the mapping. */
+static void flags_move_along(void)
+{
+    char *p[3], *q[3];
+    for (int i = 0; i < 3; i++) {
+        p[i] = map_alone(N);
+        fill(p[i], N, 44);
+    }
+    CHECK(madvise(p[0], N * PAGE, MADV_DONTFORK) == 0 && madvise(p[1], N * PAGE, MADV_WIPEONFORK) == 0);
+    CHECK(mlock(p[2], N * PAGE) == 0);
+    nap(under_udedup() ? 0.2 : 0);
+    for (int i = 0; i < 3; i++) {
+        q[i] = map_alone(N);
+        CHECK(mremap(p[i], N * PAGE, N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, q[i]) == q[i]);
+    }
+    printf("locked %lu\n", locked_kb());
+    fflush(NULL);
+    nap(under_udedup() ? 0.5 : 0);
+    for (int i = 0; i < 2; i++) {
+        if (fork() == 0) {
+            unsigned char in[1];
+            _exit(mincore(q[i], PAGE, in) ? 5 : nonzero(q[i], N * PAGE) ? 6 : 7);
+        }
+        int status;
+        wait(&status);
+        printf("child %d wrong %zu\n", WEXITSTATUS(status), wrong(q[i], N, 44));
+    }
+    printf("locked %lu\n", locked_kb());
+    for (int i = 0; i < 3; i++) {
+        p[i] = mremap(q[i], N * PAGE, 2 * N * PAGE, MREMAP_MAYMOVE);
+        CHECK(p[i] != MAP_FAILED);
+    }
+    printf("locked %lu\n", locked_kb());
+    nap(under_udedup() ? 0.5 : 0);
+    for (int i = 0; i < 2; i++) {
+        if (fork() == 0) {
+            unsigned char in[1];
+            _exit(mincore(p[i], PAGE, in) ? 5 : nonzero(p[i], N * PAGE) ? 6 : 7);
+        }
+        int status;
+        wait(&status);
+        printf("child %d wrong %zu\n", WEXITSTATUS(status), wrong(p[i], N, 44));
+    }
+}
+
+/* As much memory is locked as before, but not the same. */
+static void other_memory_locked(void)
+{
+    char *a = map_alone(N), *b = map_alone(N), *c = map_alone(N);
+    CHECK(mlock(a, 8 * PAGE) == 0);
+    memset(a, 1, N * PAGE);
+    nap(under_udedup() ? 0.3 : 0);
+    CHECK(munlock(a, 8 * PAGE) == 0 && mlock(b + 4 * PAGE, 8 * PAGE) == 0);
+    fill(b, N, 45);
+    fill(c, N, 45);
+    nap(under_udedup() ? 0.5 : 0);
+    printf("locked %lu wrong %zu\n", locked_kb(), wrong(b, N, 45));
+}
+
+static void no_descriptor_left(void)
+{
+    char *p = merged_area(N, 46), *q = merged_area(N, 47), *w = merged_area(N, 48), *r = merged_area(N, 49);
+    struct rlimit l = {8, 8};
+    CHECK(setrlimit(RLIMIT_NOFILE, &l) == 0);
+    while (open("/dev/null", O_RDONLY) >= 0)
+        ;
+    alarm(20);
+    SAY("DONTNEED", madvise(p, N * PAGE, MADV_DONTNEED));
+    printf("nonzero %zu\n", nonzero(p, N * PAGE));
+    SAY("WIPEONFORK", madvise(w, N * PAGE, MADV_WIPEONFORK));
+    q = mremap(q, N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE);
+    printf("moved %d wrong %zu\n", q != MAP_FAILED, q != MAP_FAILED ? wrong(q, N, 47) : 0);
+    SAY("REMOVE", madvise(r, N * PAGE, MADV_REMOVE));
+}
+
+static void no_process_left(void)
+{
+    char *p = merged_area(N, 46), *q = merged_area(N, 47), *w = merged_area(N, 48);
+    struct rlimit l = {0, 0};
+    if (geteuid() == 0)
+        CHECK(setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0);
+    CHECK(setrlimit(RLIMIT_NPROC, &l) == 0);
+    alarm(20);
+    SAY("DONTNEED", madvise(p, N * PAGE, MADV_DONTNEED));
+    printf("nonzero %zu\n", nonzero(p, N * PAGE));
+    SAY("WIPEONFORK", madvise(w, N * PAGE, MADV_WIPEONFORK));
+    q = mremap(q, N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE);
+    printf("moved %d wrong %zu\n", q != MAP_FAILED, q != MAP_FAILED ? wrong(q, N, 47) : 0);
+}
+
+/* The first child made after this is the init of a namespace: nobody else may be it. */
+static void first_of_a_namespace(void)
+{
+    char *p = merged_area(N, 50), *q = merged_area(N, 51);
+    if (unshare((geteuid() ? CLONE_NEWUSER : 0) | CLONE_NEWPID) != 0) {
+        puts("not here");
+        return;
+    }
+    alarm(20);
+    SAY("DONTNEED", madvise(p, N * PAGE, MADV_DONTNEED));
+    printf("nonzero %zu\n", nonzero(p, N * PAGE));
+    q = mremap(q, N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE);
+    printf("moved %d\n", q != MAP_FAILED);
+    fflush(NULL);
+    for (int i = 0; i < 2; i++) {
+        pid_t pid = fork();
+        if (pid == 0)
+            _exit(getpid() == 1 ? 8 : 9);
+        int status = 0;
+        if (pid > 0)
+            waitpid(pid, &status, 0);
+        printf("child %d %d\n", pid > 0, WEXITSTATUS(status));
+    }
+}
+
+static void no_proc(void)
+{
+    char *p = merged_area(N, 52), *q = merged_area(N, 53), dir[] = "/tmp/hz-XXXXXX";
+    CHECK(mkdtemp(dir));
+    if (chroot(dir) != 0) {
+        rmdir(dir);
+        puts("not here");
+        return;
+    }
+    alarm(20);
+    SAY("DONTNEED", madvise(p, N * PAGE, MADV_DONTNEED));
+    printf("nonzero %zu\n", nonzero(p, N * PAGE));
+    q = mremap(q, N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE);
+    printf("moved %d wrong %zu\n", q != MAP_FAILED, q != MAP_FAILED ? wrong(q, N, 53) : 0);
+}
+
+/* What an address space has room for by mremap it must have room for with us. */
+static void realloc_in_little_room(void)
+{
+    size_t bytes = 160ul << 20;
+    struct rlimit l = {400ul << 20, 400ul << 20};
+    char *volatile p = malloc(bytes);
+    memset(p, 5, 1 << 20);
+    p[bytes - 1] = 6;
+    CHECK(setrlimit(RLIMIT_AS, &l) == 0);
+    p = realloc(p, bytes + (80 << 20));
+    printf("grown %d %d\n", p != NULL, p ? p[0] + p[bytes - 1] : 0);
+    free(p);
+    char *volatile q[5];
+    for (int i = 0; i < 5; i++)
+        q[i] = memset(malloc(6 << 20), 1, 6 << 20);
+    for (int i = 0; i < 5; i++)
+        free(q[i]);
+    p = malloc(340 << 20);
+    printf("malloc %d\n", p != NULL);
+    free(p);
+}
+
+#ifndef PR_SET_VMA
+#define PR_SET_VMA 0x53564d41
+#endif
+static void named(void)
+{
+    char *p = merged_area(N, 54);
+    SAY("name", prctl(PR_SET_VMA, 0, p, N * PAGE, "test"));
+    printf("wrong %zu\n", wrong(p, N, 54));
+}
+
+static void process_madvise_self(void)
+{
+    char *p = merged_area(N, 55);
+    int fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    struct iovec v[2] = {{p, 4 * PAGE}, {p + 8 * PAGE, 4 * PAGE}};
+    SAY("process_madvise", process_madvise(fd, v, 2, MADV_DONTNEED, 0));
+    printf("nonzero %zu %zu\n", nonzero(p, 4 * PAGE), nonzero(p + 8 * PAGE, 4 * PAGE));
+    printf("wrong %zu\n", wrong(p, N, 55));
+}
+
+static void guard_pages(void)
+{
+    char *p = merged_area(N, 56);
+    if (madvise(p - 2 * PAGE, PAGE, 102) != 0) {
+        puts("not here");
+        return;
+    }
+    p = mremap(p - 4 * PAGE, (N + 8) * PAGE, (2 * N + 8) * PAGE, MREMAP_MAYMOVE);
+    printf("moved %d errno %d\n", p != MAP_FAILED, p != MAP_FAILED ? 0 : errno);
+    if (p == MAP_FAILED)
+        return;
+    printf("wrong %zu\n", wrong(p + 4 * PAGE, N, 56));
+    int fds[2];
+    CHECK(pipe(fds) == 0);
+    SAY("guarded", write(fds[1], p + 2 * PAGE, 1));
+}
+
+/* Holes are told after the work is done. */
+static void remove_after_a_file(void)
+{
+    char *p = merged_area(N, 57);
+    int fd = memfd_create("shared", 0);
+    CHECK(ftruncate(fd, PAGE) == 0 && pwrite(fd, "file", 4, 0) == 4);
+    CHECK(mmap(p - PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == p - PAGE);
+    SAY("remove", madvise(p - PAGE, 4 * PAGE, MADV_REMOVE));
+    printf("file %d wrong %zu\n", p[-(long)PAGE], wrong(p, N, 57));
+}
+
+MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along), T(other_memory_locked),
+     T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room), T(named),
+     T(process_madvise_self), T(guard_pages), T(remove_after_a_file))
