@@ -28,6 +28,9 @@
 #define PR_SET_MEMORY_MERGE 67
 #define PR_GET_MEMORY_MERGE 68
 #endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
 #define ADV_DONTNEED_LOCKED 24
 #define ADV_GUARD_INSTALL 102
 
@@ -141,9 +144,26 @@ static int pure_move(size_t old_len, size_t new_len, int flags)
     return flags & MREMAP_FIXED && up(old_len) == up(new_len) && atomic_load(&ud__a.state) != UD__AGENT_NONE;
 }
 
+/* Is it a request that the kernel may grant? What is not goes to the kernel, which says what is wrong with it: we would move
+ * a mapping over itself. */
+static int sound(uint64_t addr, size_t old_len, size_t new_len, int flags, uint64_t to)
+{
+    uint64_t most = 1ull << 43; /* pages are counted in 32 bits */
+    if (addr % ud__page || !old_len || !new_len || old_len > most || new_len > most ||
+        flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP))
+        return 0;
+    if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)))
+        return 1;
+    if (!(flags & MREMAP_MAYMOVE) || to % ud__page || to > UINT64_MAX / 2)
+        return 0;
+    if (flags & MREMAP_DONTUNMAP && up(old_len) != up(new_len))
+        return 0;
+    return to + up(new_len) <= addr || addr + up(old_len) <= to;
+}
+
 static int moves_or_grows(size_t old_len, size_t new_len, int flags)
 {
-    return up(new_len) > up(old_len) || flags & ~MREMAP_MAYMOVE || old_len == 0;
+    return up(new_len) > up(old_len) || flags & ~MREMAP_MAYMOVE;
 }
 
 /* Advice does not move along, and none is left where something else may come to lie: in mode trap it would be closed. */
@@ -185,8 +205,6 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
         ud__busy_leave();
         if (r != -EFAULT)
             return r;
-        if (old_len == 0 || addr % ud__page || new_len == 0)
-            return merged ? -EINVAL : r; /* old_len 0 duplicates shared mappings only */
         if (flags & MREMAP_MAYMOVE)
             ud__region_unmap(addr, addr + up(old_len)); /* before others can map there */
         if (flags & MREMAP_FIXED)
@@ -206,7 +224,8 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
 
 static long do_mremap(void *addr, size_t old_len, size_t new_len, int flags, void *to)
 {
-    if (pure_move(old_len, new_len, flags) || (ever() && moves_or_grows(old_len, new_len, flags)))
+    int may = sound((uint64_t)addr, old_len, new_len, flags, (uint64_t)to);
+    if (may && (pure_move(old_len, new_len, flags) || (ever() && moves_or_grows(old_len, new_len, flags))))
         return remap_across((uint64_t)addr, old_len, new_len, flags, to);
     ud__busy_enter();
     open_trap((uint64_t)addr, up(old_len));
@@ -217,10 +236,12 @@ static long do_mremap(void *addr, size_t old_len, size_t new_len, int flags, voi
         unmark_moved((uint64_t)addr, old_len, (uint64_t)r, new_len);
         if (ever() && new_len < old_len)
             ud__merged_clear((uint64_t)addr + up(new_len), (uint64_t)addr + up(old_len));
+        if (ever() && flags & MREMAP_FIXED)
+            ud__merged_clear((uint64_t)r, (uint64_t)r + up(new_len));
         ud__note_growth((int64_t)new_len - (int64_t)old_len);
     }
     ud__busy_leave();
-    if (r == -EFAULT && atomic_load(&ud__a.state) != UD__AGENT_NONE) /* tracking has made several mappings of one */
+    if (r == -EFAULT && may && atomic_load(&ud__a.state) != UD__AGENT_NONE) /* tracking has made several mappings of one */
         r = remap_across((uint64_t)addr, old_len, new_len, flags, to);
     return r;
 }
@@ -228,7 +249,7 @@ static long do_mremap(void *addr, size_t old_len, size_t new_len, int flags, voi
 UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
 {
     void *to = NULL;
-    if (flags & MREMAP_FIXED || flags & 4 /* MREMAP_DONTUNMAP */) {
+    if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
         va_list ap;
         va_start(ap, flags);
         to = va_arg(ap, void *);

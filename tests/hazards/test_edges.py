@@ -6,7 +6,7 @@ import pytest
 from hazards.lab import Lab
 
 NAMES = [
-    "realloc_too_large",
+    "realloc_too_large", "mremap_refused",
 ]  # fmt: skip
 
 
