@@ -166,6 +166,7 @@ void ud__ledger_commit(struct ud__ledger *l) UD_HIDDEN; /* raises gen: what was 
 struct ud__stack { char *top; };
 #define UD__STACK_BYTES (64u * 1024)
 extern UD_HIDDEN _Atomic uint64_t ud__helper_cpu_us; /* CPU of all helpers so far */
+extern UD_HIDDEN atomic_int ud__helper_none; /* 1: the next child is the program's to make */
 /* Asks the scheduler for slices of that length: who has shorter ones than another runs before it when it wakes. Kernels
  * before 6.12 ignore it. */
 void ud__slice(uint64_t us) UD_HIDDEN;
@@ -274,6 +275,7 @@ struct ud__job {
     uint64_t scratch_len;
     uint64_t result;
     int no_hold;            /* DISCARD: the caller alone is concerned */
+    int advice;             /* DISCARD: the program's */
     int advised;            /* MERGE in mode trap: advised memory only, whatever the program said */
     long flags;             /* RELOCATE: mremap's */
     /* out */
@@ -304,8 +306,10 @@ int ud__merged_really(uint64_t start, uint64_t end) UD_HIDDEN;
 int ud__unmerge_range(uint64_t start, uint64_t end) UD_HIDDEN;
 /* From an app thread, outside busy: mremap(2) over pieces that merging made of one mapping. */
 long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags, uint64_t to) UD_HIDDEN;
-/* From an app thread, inside busy: fresh zero pages in place of the merged ones in [start, end). */
-int ud__discard_range(uint64_t start, uint64_t end) UD_HIDDEN;
+#define UD__DONTNEED_LOCKED 24 /* madvise */
+/* From an app thread, inside busy: fresh zero pages in place of the merged ones in [start, end), as far as the kernel would
+ * come with such advice. 0, or -errno where it would stop. */
+int ud__discard_range(uint64_t start, uint64_t end, int advice) UD_HIDDEN;
 
 /* recognise.c: in a hold; 1 if this page's owner is known to call nothing that merging would show to it. */
 int ud__recognised(const struct ud__vma *v, uint64_t page) UD_HIDDEN;

@@ -31,7 +31,6 @@
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
-#define ADV_DONTNEED_LOCKED 24
 #define ADV_GUARD_INSTALL 102
 
 static long out(long r)
@@ -268,7 +267,7 @@ static long advise_discard(uint64_t start, uint64_t end, int advice)
     ud__busy_enter();
     open_trap(start, end - start);
     if (ever() && ud__merged_any(start, end))
-        r = ud__discard_range(start, end);
+        r = ud__discard_range(start, end, advice);
     ud__test_gap();
     if (r == 0)
         r = ud__sys(__NR_madvise, start, end - start, advice);
@@ -300,7 +299,7 @@ static long do_madvise(uint64_t start, uint64_t end, int advice)
     switch (advice) {
     case MADV_DONTNEED:
     case MADV_FREE:
-    case ADV_DONTNEED_LOCKED:
+    case UD__DONTNEED_LOCKED:
     case ADV_GUARD_INSTALL:
         return advise_discard(start, end, advice);
     case MADV_REMOVE:

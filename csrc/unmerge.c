@@ -10,6 +10,7 @@
  */
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "internal.h"
 #include "trap.h"
@@ -19,6 +20,7 @@
 #define RW (PROT_READ | PROT_WRITE)
 #define PROTECTION (UD__VMA_R | UD__VMA_W | UD__VMA_X)
 #define JOINED_MAX (1u << 20) /* pages */
+#define UNSEEN 20 /* times the mappings could not be read */
 #define REFUSALS 100 /* half a second: a mask may be put off again, a filter stays */
 
 static long map_plain(uint64_t at, uint64_t len, int prot, int fixed)
@@ -240,17 +242,35 @@ void ud__job_unmerge(struct ud__job *j)
         ud__budget_shut();
 }
 
+/* A merged mapping that the program has locked since keeps its contents, unless it asks by the advice for locked memory. The
+ * kernel tells by its answer what is locked. 0, or -errno. */
+static long discard(uint64_t at, uint64_t len, int prot, int advice)
+{
+    int locked = ud__sys(__NR_madvise, at, len, MADV_DONTNEED) == -EINVAL;
+    if (locked && advice != UD__DONTNEED_LOCKED)
+        return -EINVAL;
+    long r = map_plain(at, len, prot, MAP_FIXED);
+    if (ud__is_err(r))
+        return r;
+    if (locked)
+        ud__sys(__NR_mlock, at, len);
+    ud__merged_clear(at, at + len);
+    return 0;
+}
+
+/* In address order, as the kernel goes: where it stops, so do we, and what lies above stays. */
 void ud__job_discard(struct ud__job *j)
 {
     uint64_t at = j->pieces[0].vaddr, end = at + ((uint64_t)j->pieces[0].npages << ud__page_shift), from, to;
     uint32_t flags;
     while (next_segment(&j->maps, at, end, &from, &to, &flags)) {
-        long r = map_plain(from, to - from, prot_of(flags), MAP_FIXED);
+        long r = at < from ? ud__sys(__NR_madvise, at, from - at, j->advice) : 0;
+        if (!r || r == -ENOMEM) /* a hole is passed over */
+            r = discard(from, to - from, prot_of(flags), j->advice);
         if (ud__is_err(r)) {
             j->result = (uint64_t)r;
             return;
         }
-        ud__merged_clear(from, to);
         at = to;
     }
     j->done = 1;
@@ -350,10 +370,11 @@ int ud__merged_really(uint64_t start, uint64_t end)
 }
 
 /* Runs a one-piece job from an app thread until it is done. 0, or -errno; -EAGAIN if a hold could not be had for
- * ten seconds, or was refused again and again. A job without a hold is done in the end: the call that asked for it must not fail because of us. */
+ * ten seconds, or was refused again and again. A job without a hold is done in the end: the call that asked for it must not fail
+ * because of us. But for -ENOENT: there is no /proc. */
 static long run_from_app(struct ud__job *j)
 {
-    int tid = (int)ud__sys(__NR_gettid), refused = 0;
+    int tid = (int)ud__sys(__NR_gettid), refused = 0, unseen = 0;
     uint64_t give_up = j->no_hold ? UINT64_MAX : ud__now_us() + 10000000;
     do {
         uint64_t now = ud__now_us();
@@ -366,6 +387,8 @@ static long run_from_app(struct ud__job *j)
             return 0;
         if ((int64_t)j->result < 0)
             return (long)j->result;
+        if (j->no_hold && j->cause_begin == UD_CAUSE_GONE && ++unseen == UNSEEN)
+            return -ENOENT;
         refused += j->cause_begin == UD_CAUSE_HOLD_REFUSED || j->cause_begin == UD_CAUSE_HOLD_MASKED;
         if (j->cause_begin >= 0)
             ud__sleep_us(500);
@@ -380,11 +403,45 @@ int ud__unmerge_range(uint64_t start, uint64_t end)
     return (int)run_from_app(&j);
 }
 
-int ud__discard_range(uint64_t start, uint64_t end)
+/* What the program may do there: by calls that fail where it may not. */
+static int prot_by_trying(uint64_t at)
+{
+    static unsigned nobody;
+    unsigned op = 1u << 28 | 1u << 24 | 0x800; /* OR 0: a write that changes nothing */
+    if (ud__sys(__NR_futex, &nobody, 5 | 128 /* FUTEX_WAKE_OP_PRIVATE */, 0, 0, at, op) >= 0)
+        return RW;
+    struct timespec at_once = {0, 0};
+    return ud__sys(__NR_futex, at, 128 /* FUTEX_WAIT_PRIVATE */, 0, &at_once) == -EFAULT ? PROT_NONE : PROT_READ;
+}
+
+/* Without a /proc to tell the mappings (chroot): by the bits alone. They may be stale, but never over shared memory, which
+ * alone an mremap from nothing duplicates. */
+static int discard_unseen(uint64_t start, uint64_t end, int advice)
+{
+    for (uint64_t at = start, upto; at < end; at = upto) {
+        upto = at + ud__page;
+        if (!ud__merged_test(at))
+            continue;
+        while (upto < end && ud__merged_test(upto))
+            upto += ud__page;
+        long r = ud__sys(__NR_mremap, at, 0, ud__page, MREMAP_MAYMOVE);
+        if (!ud__is_err(r))
+            ud__sys(__NR_munmap, r, ud__page);
+        for (uint64_t page = at; page < upto && r == -EINVAL; page += ud__page) {
+            long one = discard(page, ud__page, prot_by_trying(page), advice);
+            if (ud__is_err(one))
+                return (int)one;
+        }
+    }
+    return 0;
+}
+
+int ud__discard_range(uint64_t start, uint64_t end, int advice)
 {
     struct ud__piece p = {.vaddr = start, .npages = (uint32_t)((end - start) >> ud__page_shift)};
-    struct ud__job j = {.kind = UD__JOB_DISCARD, .pieces = &p, .npieces = 1, .segfd = -1, .no_hold = 1};
-    return (int)run_from_app(&j);
+    struct ud__job j = {.kind = UD__JOB_DISCARD, .pieces = &p, .npieces = 1, .segfd = -1, .no_hold = 1, .advice = advice};
+    long r = run_from_app(&j);
+    return r == -ENOENT ? discard_unseen(start, end, advice) : (int)r;
 }
 
 long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags, uint64_t to)

@@ -6,7 +6,8 @@ import pytest
 from hazards.lab import Lab
 
 NAMES = [
-    "realloc_too_large", "mremap_refused",
+    "realloc_too_large", "mremap_refused", "dontneed_locked", "no_descriptor_left",
+    "no_process_left", "no_proc",
 ]  # fmt: skip
 
 

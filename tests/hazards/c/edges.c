@@ -198,10 +198,8 @@ static void first_of_a_namespace(void)
 
 static void no_proc(void)
 {
-    char *p = merged_area(N, 52), *q = merged_area(N, 53), dir[] = "/tmp/hz-XXXXXX";
-    CHECK(mkdtemp(dir));
-    if (chroot(dir) != 0) {
-        rmdir(dir);
+    char *p = merged_area(N, 52), *q = merged_area(N, 53), *r = merged_area(N, 58);
+    if (chroot("/dev") != 0) { /* there is no proc in it */
         puts("not here");
         return;
     }
@@ -210,6 +208,16 @@ static void no_proc(void)
     printf("nonzero %zu\n", nonzero(p, N * PAGE));
     q = mremap(q, N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE);
     printf("moved %d wrong %zu\n", q != MAP_FAILED, q != MAP_FAILED ? wrong(q, N, 53) : 0);
+    CHECK(mprotect(r, 4 * PAGE, PROT_READ) == 0 && mprotect(r + 4 * PAGE, 4 * PAGE, PROT_NONE) == 0);
+    CHECK(setresuid(65534, 65534, 65534) == 0); /* another trust domain: the agent ends, what is merged stays so */
+    nap(under_udedup() ? 1 : 0);
+    SAY("DONTNEED", madvise(r, N * PAGE, MADV_DONTNEED));
+    printf("nonzero %zu %zu\n", nonzero(r, 4 * PAGE), nonzero(r + 8 * PAGE, (N - 8) * PAGE));
+    r[9 * PAGE] = 1;
+    int fds[2];
+    CHECK(pipe(fds) == 0 && write(fds[1], "x", 1) == 1);
+    SAY("read into READ", read(fds[0], r, 1));
+    SAY("write from NONE", write(fds[1], r + 5 * PAGE, 1));
 }
 
 /* What an address space has room for by mremap it must have room for with us. */
