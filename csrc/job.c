@@ -75,6 +75,7 @@ void ud__job_postfork(int in_child)
 void ud__job_forked(void)
 {
     atomic_store(&job_lock, 0);
+    atomic_store(&ud__helper_none, 0);
     ringless.size = 0;
     held_table = NULL; /* DONTFORK: it is not here */
     ud__park_forked();
