@@ -343,6 +343,9 @@ int ud__region_grows(uint64_t start, uint64_t end) UD_HIDDEN; /* 1 if the mappin
 int ud__region_any(uint64_t start, uint64_t end) UD_HIDDEN; /* 1 if a part of it may bear a mark */
 void ud__region_drop_merge(void) UD_HIDDEN; /* forgets all advice to merge; what is kept out stays out */
 void ud__region_unmap(uint64_t start, uint64_t end) UD_HIDDEN; /* forgets marks, as the kernel forgets a mapping's */
+/* What is kept out stays so where mremap brings it, for flags of the mapping come along. Advice to merge does not: in mode
+ * trap it would close what comes to lie there. stays: the old range is still mapped. */
+void ud__region_move(uint64_t old, uint64_t old_len, uint64_t to, uint64_t new_len, int stays) UD_HIDDEN;
 void ud__region_forked(void) UD_HIDDEN;
 extern UD_HIDDEN atomic_uint ud__region_gen; /* raised by every mark */
 /* locked.c: VmLck and VmPin of the process, kB; and marks what is locked, DONTFORK and the like as to be kept out. */

@@ -165,18 +165,6 @@ static int moves_or_grows(size_t old_len, size_t new_len, int flags)
     return up(new_len) > up(old_len) || flags & ~MREMAP_MAYMOVE;
 }
 
-/* Advice does not move along, and none is left where something else may come to lie: in mode trap it would be closed. */
-static void unmark_moved(uint64_t addr, size_t old_len, uint64_t to, size_t new_len)
-{
-    if (to == addr) {
-        if (up(new_len) < up(old_len))
-            ud__region_unmap(addr + up(new_len), addr + up(old_len));
-        return;
-    }
-    ud__region_unmap(addr, addr + up(old_len));
-    ud__region_unmap(to, to + up(new_len));
-}
-
 static int really_merged(uint64_t start, uint64_t end)
 {
     ud__busy_enter();
@@ -200,14 +188,10 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
         if (!ud__is_err(r) && !merged && flags & MREMAP_FIXED)
             ud__merged_clear((uint64_t)r, (uint64_t)r + up(new_len));
         if (!ud__is_err(r))
-            unmark_moved(addr, old_len, (uint64_t)r, new_len);
+            ud__region_move(addr, up(old_len), (uint64_t)r, up(new_len), flags & MREMAP_DONTUNMAP);
         ud__busy_leave();
         if (r != -EFAULT)
             return r;
-        if (flags & MREMAP_MAYMOVE)
-            ud__region_unmap(addr, addr + up(old_len)); /* before others can map there */
-        if (flags & MREMAP_FIXED)
-            ud__region_unmap((uint64_t)to, (uint64_t)to + up(new_len));
         r = ud__relocate(addr, up(old_len), up(new_len), flags, (uint64_t)to);
         if (r == -EFAULT && ours) { /* not plain memory: shared, a file. Such mappings we never cut up */
             ours = 0;
@@ -232,7 +216,7 @@ static long do_mremap(void *addr, size_t old_len, size_t new_len, int flags, voi
         settle((uint64_t)to, new_len);
     long r = ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
     if (!ud__is_err(r)) {
-        unmark_moved((uint64_t)addr, old_len, (uint64_t)r, new_len);
+        ud__region_move((uint64_t)addr, up(old_len), (uint64_t)r, up(new_len), flags & MREMAP_DONTUNMAP);
         if (ever() && new_len < old_len)
             ud__merged_clear((uint64_t)addr + up(new_len), (uint64_t)addr + up(old_len));
         if (ever() && flags & MREMAP_FIXED)

@@ -320,19 +320,40 @@ static long copy_mapping(uint64_t old, uint64_t old_len, uint64_t new_len, uint3
     return r;
 }
 
-/* mremap(2) where merging has made several mappings of one. The rules are the kernel's. */
-void ud__job_relocate(struct ud__job *j)
+/* One mapping, and none of ours, is the kernel's to move: it takes locks, DONTFORK, guard pages and all else along. */
+static int one_mapping(struct ud__job *j, uint64_t start, uint64_t end)
 {
-    uint64_t old = j->pieces[0].vaddr, old_len = (uint64_t)j->pieces[0].npages << ud__page_shift;
-    uint64_t new_len = j->scratch_len, to = j->scratch;
+    struct ud__vma v;
+    return ud__maps_find(&j->maps, start, &v) == 0 && v.start <= start && v.end >= end && !ud__vma_is_segment(&v) &&
+           !ud__trap_held(start);
+}
+
+static long move_whole(struct ud__job *j, uint64_t old, uint64_t old_len)
+{
+    long r = ud__sys(__NR_mremap, old, old_len, j->scratch_len, j->flags, j->scratch);
+    if (!ud__is_err(r) && j->flags & MREMAP_FIXED)
+        ud__merged_clear((uint64_t)r, (uint64_t)r + j->scratch_len);
+    return r;
+}
+
+static void leave_old(const struct ud__job *j, uint64_t old, uint64_t old_len, int prot)
+{
+    if (j->flags & 4 /* MREMAP_DONTUNMAP: the old range stays, empty */)
+        map_plain(old, old_len, prot, MAP_FIXED);
+    else
+        ud__sys(__NR_munmap, old, old_len);
+    ud__merged_clear(old, old + old_len);
+}
+
+static long move_pieces(struct ud__job *j, uint64_t old, uint64_t old_len)
+{
+    uint64_t new_len = j->scratch_len, to = j->scratch, locked_kb = ud__locked_now();
     uint32_t flags = 0;
-    j->result = (uint64_t)-EFAULT;
     if (!one_to_the_program(j, old, old + old_len, &flags))
-        return;
+        return -EFAULT;
     if (!(j->flags & MREMAP_MAYMOVE)) { /* grows where it is, or not at all */
         long r = grow_in_place(old + old_len, new_len - old_len, prot_of(flags));
-        j->result = r ? (uint64_t)r : old;
-        return;
+        return r ? r : (long)old;
     }
     long fresh = copy_mapping(old, old_len, new_len, flags);
     if (!ud__is_err(fresh) && j->flags & MREMAP_FIXED) {
@@ -345,12 +366,22 @@ void ud__job_relocate(struct ud__job *j)
     }
     j->result = (uint64_t)fresh;
     if (ud__is_err(fresh))
-        return;
-    if (j->flags & 4 /* MREMAP_DONTUNMAP: the old range stays, empty */)
-        map_plain(old, old_len, prot_of(flags), MAP_FIXED);
-    else
-        ud__sys(__NR_munmap, old, old_len);
-    ud__merged_clear(old, old + old_len);
+        return fresh;
+    leave_old(j, old, old_len, prot_of(flags));
+    if (locked_kb && ud__locked_now() < locked_kb)
+        ud__sys(__NR_mlock, fresh, new_len);
+    return fresh;
+}
+
+/* mremap(2) where merging has made several mappings of one. The rules are the kernel's. */
+void ud__job_relocate(struct ud__job *j)
+{
+    uint64_t old = j->pieces[0].vaddr, old_len = (uint64_t)j->pieces[0].npages << ud__page_shift;
+    j->result = (uint64_t)-EFAULT;
+    long r = one_mapping(j, old, old + old_len) ? move_whole(j, old, old_len) : move_pieces(j, old, old_len);
+    if (!ud__is_err(r))
+        ud__region_move(old, old_len, (uint64_t)r, j->scratch_len, j->flags & 4);
+    j->result = (uint64_t)r;
 }
 
 /* Bits outlive an munmap behind our back, and something else may be mapped there now: an app thread, inside busy, is about to
@@ -456,9 +487,9 @@ long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags,
         j.no_hold = tries > 50;
         j.hold.deadline_us = ud__now_us() + 20000;
         int r = ud__job_run(&j, tid, 0);
-        if (r < 0)
+        if (r < 0 && r != -ECHILD)
             return r;
-        if (j.cause_begin < 0)
+        if (j.cause_begin < 0 && (r == 0 || !ud__is_err((long)j.result))) /* else the holder was killed before it moved anything */
             return (long)j.result;
         ud__sleep_us(1000);
     }
