@@ -248,6 +248,9 @@ void ud__sleepers_add(int tid, unsigned long nr, const uint64_t *args) UD_HIDDEN
 /* The number of the call that the thread was seen asleep in at this place, and its first argument; -1 if none. */
 long ud__sleepers_call(int tid, uint64_t sp, uint64_t pc, uint64_t *first) UD_HIDDEN;
 
+#define UD__DONTNEED_LOCKED 24 /* madvise */
+#define UD__GUARD_INSTALL 102
+
 /* ---- job.c, merge.c, unmerge.c: what a holder does ----------------------------------------------------------------- */
 
 enum ud__job_kind { UD__JOB_MERGE, UD__JOB_ZERO, UD__JOB_UNMERGE, UD__JOB_RELOCATE, UD__JOB_DISCARD };
@@ -306,7 +309,6 @@ int ud__merged_really(uint64_t start, uint64_t end) UD_HIDDEN;
 int ud__unmerge_range(uint64_t start, uint64_t end) UD_HIDDEN;
 /* From an app thread, outside busy: mremap(2) over pieces that merging made of one mapping. */
 long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags, uint64_t to) UD_HIDDEN;
-#define UD__DONTNEED_LOCKED 24 /* madvise */
 /* From an app thread, inside busy: fresh zero pages in place of the merged ones in [start, end), as far as the kernel would
  * come with such advice. 0, or -errno where it would stop. */
 int ud__discard_range(uint64_t start, uint64_t end, int advice) UD_HIDDEN;

@@ -31,7 +31,6 @@
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
-#define ADV_GUARD_INSTALL 102
 
 static long out(long r)
 {
@@ -284,7 +283,7 @@ static long do_madvise(uint64_t start, uint64_t end, int advice)
     case MADV_DONTNEED:
     case MADV_FREE:
     case UD__DONTNEED_LOCKED:
-    case ADV_GUARD_INSTALL:
+    case UD__GUARD_INSTALL:
         return advise_discard(start, end, advice);
     case MADV_REMOVE:
         return advise_remove(start, end);

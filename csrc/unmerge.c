@@ -10,6 +10,7 @@
  */
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #include "internal.h"
@@ -68,29 +69,53 @@ static void drop_zeros(uint64_t at, uint64_t len)
         }
 }
 
-/* What the program has closed to itself is read by the door that asks no protection. 0 or -errno. */
+/* By the kernel, through /proc/self/mem (which asks no protection) or, fd -1, as a program reads. How much, or -errno. */
+static long read_some(long fd, uint64_t to, uint64_t at, uint64_t len)
+{
+    struct iovec here = {(void *)to, len}, there = {(void *)at, len};
+    return fd >= 0 ? ud__sys(__NR_pread64, fd, to, len, at)
+                   : ud__sys(__NR_process_vm_readv, ud__sys(__NR_getpid), &here, 1, &there, 1, 0);
+}
+
+/* Plain memory may have guard pages in it, which nobody can read: the copy gets others. 0 or -errno. */
+static long copy_guarded(long fd, uint64_t to, uint64_t at, uint64_t len)
+{
+    for (uint64_t off = 0; off < len;) {
+        uint64_t n = len - off < CHUNK_PAGES << ud__page_shift ? len - off : CHUNK_PAGES << ud__page_shift;
+        long got = read_some(fd, to + off, at + off, n);
+        if (got < 0 && got != -EFAULT && got != -EIO)
+            return got;
+        n = got > 0 ? (uint64_t)got & ~(uint64_t)(ud__page - 1) : 0;
+        drop_zeros(to + off, n);
+        off += n;
+        if (n)
+            continue;
+        if (ud__sys(__NR_madvise, to + off, ud__page, UD__GUARD_INSTALL))
+            return -EFAULT;
+        off += ud__page;
+    }
+    return 0;
+}
+
 static long copy_closed(long to, uint64_t at, uint64_t len)
 {
     long fd = ud__sys(__NR_openat, AT_FDCWD, "/proc/self/mem", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return fd;
-    long r = 0;
-    for (uint64_t off = 0, n; !r && off < len; off += n) {
-        n = len - off < CHUNK_PAGES << ud__page_shift ? len - off : CHUNK_PAGES << ud__page_shift;
-        long got = ud__sys(__NR_pread64, fd, to + (long)off, n, at + off);
-        r = got < 0 ? got : got == (long)n ? 0 : -EIO;
-        drop_zeros((uint64_t)to + off, n);
-    }
+    long r = copy_guarded(fd, (uint64_t)to, at, len);
     ud__sys(__NR_close, fd);
     return r;
 }
 
-static long copy_contents(long to, uint64_t at, uint64_t len, uint32_t vma_flags)
+/* whole: it is all of a segment, in which there are no guard pages. */
+static long copy_contents(long to, uint64_t at, uint64_t len, uint32_t vma_flags, int whole)
 {
     if (!(vma_flags & UD__VMA_R))
         return copy_closed(to, at, len);
-    copy_pages((uint64_t)to, at, len);
-    return 0;
+    long r = whole ? -EPERM : copy_guarded(-1, (uint64_t)to, at, len);
+    if (r == -EPERM || r == -ENOSYS) /* or a filter refuses process_vm_readv */
+        copy_pages((uint64_t)to, at, len);
+    return r == -EPERM || r == -ENOSYS ? 0 : r;
 }
 
 static long move_over(long scratch, uint64_t at, uint64_t len)
@@ -102,13 +127,13 @@ static long move_over(long scratch, uint64_t at, uint64_t len)
     return ud__sys(__NR_mremap, scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at);
 }
 
-static int unmerge_chunk(uint64_t at, uint64_t len, uint32_t flags)
+static int unmerge_chunk(uint64_t at, uint64_t len, uint32_t flags, int whole)
 {
     long r, scratch = map_plain(ud__hint(len), len, RW, 0);
     int prot = prot_of(flags);
     if (ud__is_err(scratch))
         return (int)scratch;
-    r = copy_contents(scratch, at, len, flags);
+    r = copy_contents(scratch, at, len, flags, whole);
     if (!r && prot != RW)
         r = ud__sys(__NR_mprotect, scratch, len, prot);
     ud__test_gap();
@@ -191,9 +216,9 @@ static uint32_t count_merged(uint64_t at, uint64_t len)
 }
 
 /* A mapping that was mlocked after it was merged stays so: the kernel counts how much is. */
-static int unmerge_locked(uint64_t at, uint64_t len, uint32_t flags, uint64_t locked_kb)
+static int unmerge_locked(uint64_t at, uint64_t len, uint32_t flags, int whole, uint64_t locked_kb)
 {
-    int r = unmerge_chunk(at, len, flags);
+    int r = unmerge_chunk(at, len, flags, whole);
     if (r == 0 && locked_kb && ud__locked_now() < locked_kb)
         ud__sys(__NR_mlock, at, len);
     return r;
@@ -209,15 +234,16 @@ static void unmerge_pieces(struct ud__job *j, int *open)
         uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift), from, to;
         uint32_t flags;
         while (next_segment(&j->maps, at, end, &from, &to, &flags)) {
+            uint64_t edge = to;
             if (bridge)
                 to = reach(j, from, to, end, flags);
             uint64_t len = to - from, chunk = (uint64_t)CHUNK_PAGES << ud__page_shift;
             if (len > chunk)
                 len = chunk;
             uint32_t merged = count_merged(from, len);
-            int r = unmerge_locked(from, len, flags, locked_kb);
+            int r = unmerge_locked(from, len, flags, from + len <= edge, locked_kb);
             if (r == -ENOMEM && bridge && !*open && (*open = ud__budget_open()))
-                r = unmerge_locked(from, len, flags, locked_kb);
+                r = unmerge_locked(from, len, flags, from + len <= edge, locked_kb);
             if (r < 0) {
                 j->result = (uint64_t)(int64_t)r;
                 return;
@@ -311,7 +337,7 @@ static long copy_mapping(uint64_t old, uint64_t old_len, uint64_t new_len, uint3
     long fresh = map_plain(0, new_len, RW, 0);
     if (ud__is_err(fresh))
         return fresh;
-    long r = copy_contents(fresh, old, old_len < new_len ? old_len : new_len, flags);
+    long r = copy_contents(fresh, old, old_len < new_len ? old_len : new_len, flags, 0);
     if (!r && prot_of(flags) != RW)
         r = ud__sys(__NR_mprotect, fresh, new_len, prot_of(flags));
     if (!r)

@@ -7,10 +7,15 @@ from hazards.lab import Lab
 
 NAMES = [
     "realloc_too_large", "mremap_refused", "dontneed_locked", "no_descriptor_left",
-    "no_process_left", "no_proc", "first_of_a_namespace", "flags_move_along",
+    "no_process_left", "no_proc", "first_of_a_namespace", "flags_move_along", "guard_pages",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_as_plain(lab: Lab, name: str) -> None:
     lab.same([lab.program("edges"), name])
+
+
+def test_guard_in_a_gap(lab: Lab) -> None:
+    with lab.churning(0.5):
+        lab.same([lab.program("edges"), "guard_in_a_gap"])

@@ -279,6 +279,24 @@ static void guard_pages(void)
     SAY("guarded", write(fds[1], p + 2 * PAGE, 1));
 }
 
+/* In a short gap between merged pages, which are given back together with it. */
+static void guard_in_a_gap(void)
+{
+    char *p = merged_area(N, 59);
+    memset(p + 8 * PAGE, 1, 3 * PAGE);
+    if (madvise(p + 9 * PAGE, PAGE, 102) != 0) {
+        puts("not here");
+        return;
+    }
+    double end = now() + 5;
+    while (under_udedup() && merged_in(p, 8) + merged_in(p + 10 * PAGE, N - 10) && now() < end)
+        nap(0.01);
+    int fds[2];
+    CHECK(pipe(fds) == 0);
+    SAY("guarded", write(fds[1], p + 9 * PAGE, 1));
+    printf("given back %d wrong %zu %zu\n", now() < end, wrong(p, 8, 59), wrong_in(p, 11, N, 59));
+}
+
 /* Holes are told after the work is done. */
 static void remove_after_a_file(void)
 {
@@ -292,4 +310,4 @@ static void remove_after_a_file(void)
 
 MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along), T(other_memory_locked),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room), T(named),
-     T(process_madvise_self), T(guard_pages), T(remove_after_a_file))
+     T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file))
