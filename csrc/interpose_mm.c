@@ -258,13 +258,17 @@ static long advise_discard(uint64_t start, uint64_t end, int advice)
     return r;
 }
 
+/* The kernel frees what comes before the first private memory, and says EINVAL there. */
 static long advise_remove(uint64_t start, uint64_t end)
 {
     ud__busy_enter();
     int merged = ever() && ud__merged_any(start, end) && ud__merged_really(start, end);
-    long r = merged ? -EINVAL : ud__sys(__NR_madvise, start, end - start, MADV_REMOVE);
+    uint64_t upto = merged ? start : end;
+    while (upto < end && !ud__merged_test(upto))
+        upto += ud__page;
+    long r = start < upto || !merged ? ud__sys(__NR_madvise, start, upto - start, MADV_REMOVE) : 0;
     ud__busy_leave();
-    return r;
+    return merged && (!r || r == -ENOMEM) ? -EINVAL : r;
 }
 
 /* Advice about the mapping itself: it must be a plain one again, and stay so. */
