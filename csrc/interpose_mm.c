@@ -7,6 +7,7 @@
  *   madvise REMOVE              EACCES                                    EINVAL, as on anonymous memory
  *   madvise DONTFORK, WIPE...   flags lost, EINVAL                        unmerged first, kept out from then on
  *   madvise MERGEABLE           -                                         our registry, not the kernel's
+ *   process_madvise, to itself  as madvise                                as madvise
  *   prctl PR_SET_MEMORY_MERGE   -                                         ours
  *
  * Guarantees: POSIX results and errno as without us; async-signal-safe; nothing but a counter and a load where
@@ -20,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include "internal.h"
 #include "trap.h"
@@ -28,6 +30,8 @@
 #define PR_SET_MEMORY_MERGE 67
 #define PR_GET_MEMORY_MERGE 68
 #endif
+#define ADV_COLLAPSE 25
+#define IOV_MOST 1024
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
@@ -324,18 +328,39 @@ UD_API int mprotect(void *addr, size_t len, int prot)
     return (int)out(r);
 }
 
-UD_API int madvise(void *addr, size_t len, int advice)
+static long advise(void *addr, size_t len, int advice)
 {
     uint64_t start = (uint64_t)addr, end = up(start + len);
     int ours = ud__a.socket[0] && !ud__a.disabled;
     if (UD_UNLIKELY(start % ud__page || end < start))
-        return (int)out(ud__sys(__NR_madvise, addr, len, advice));
+        return ud__sys(__NR_madvise, addr, len, advice);
     if (ours && (advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE))
-        return (int)out(ud_advise(addr, end - start, advice));
+        return ud_advise(addr, end - start, advice);
     long r = do_madvise(start, end, advice);
     while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = do_madvise(start, end, advice);
-    return (int)out(r);
+    return r;
+}
+
+UD_API int madvise(void *addr, size_t len, int advice) { return (int)out(advise(addr, len, advice)); }
+
+/* Advice that a process may give to itself only (since Linux 6.13). What else there is does not show. */
+static int for_oneself(int advice)
+{
+    return advice != MADV_COLD && advice != MADV_PAGEOUT && advice != MADV_WILLNEED && advice != ADV_COLLAPSE;
+}
+
+UD_API ssize_t process_madvise(int fd, const struct iovec *v, size_t n, int advice, unsigned flags)
+{
+    size_t done = 0;
+    long r = 0;
+    /* Of nothing: is it this process, and does the kernel take such advice? */
+    if (!ever() || n > IOV_MOST || !for_oneself(advice) || ud__sys(__NR_process_madvise, fd, v, 0, advice, flags))
+        return out(ud__sys(__NR_process_madvise, fd, v, n, advice, flags));
+    for (size_t i = 0; i < n && !r; i++)
+        if (!(r = advise(v[i].iov_base, v[i].iov_len, advice)))
+            done += v[i].iov_len;
+    return done ? (ssize_t)done : out(r);
 }
 
 UD_API int prctl(int option, ...)

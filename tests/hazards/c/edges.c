@@ -3,9 +3,10 @@
 
 #include <malloc.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
+#include <sys/uio.h>
 
 #define N 32
 
@@ -260,6 +261,21 @@ static void process_madvise_self(void)
     SAY("process_madvise", process_madvise(fd, v, 2, MADV_DONTNEED, 0));
     printf("nonzero %zu %zu\n", nonzero(p, 4 * PAGE), nonzero(p + 8 * PAGE, 4 * PAGE));
     printf("wrong %zu\n", wrong(p, N, 55));
+    v[1].iov_base = (char *)v[1].iov_base + 1;
+    SAY("odd", process_madvise(fd, v, 2, MADV_DONTNEED, 0));
+    SAY("odd", process_madvise(fd, v + 1, 1, MADV_DONTNEED, 0));
+    SAY("flags", process_madvise(fd, v, 1, MADV_DONTNEED, 1));
+    SAY("advice", process_madvise(fd, v, 1, 999, 0));
+    SAY("descriptor", process_madvise(-1, v, 1, MADV_DONTNEED, 0));
+    SAY("nothing", process_madvise(fd, v, 0, MADV_DONTNEED, 0));
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0)
+        pause();
+    int other = (int)syscall(SYS_pidfd_open, child, 0);
+    SAY("other", process_madvise(other, v, 1, MADV_DONTNEED, 0));
+    SAY("other", process_madvise(other, v, 1, MADV_COLD, 0));
+    CHECK(kill(child, SIGKILL) == 0 && wait(NULL) == child);
 }
 
 static void guard_pages(void)
