@@ -263,13 +263,14 @@ static void agent_main(void *arg)
 
 void ud__agent_quit(void)
 {
-    if (atomic_load(&ud__a.state) == UD__AGENT_NONE && !atomic_load(&ud__a.tid))
-        return;
-    atomic_store(&ud__a.leave, UD__QUIT);
-    atomic_fetch_add(&ud__a.poke, 1);
-    ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
-    for (int i = 0; i < 3000 && atomic_load(&ud__a.tid); i++)
-        ud__sleep_us(1000);
+    /* One that has just been made has no tid yet; one that is on its way out has no state any more. */
+    for (int i = 0; i < 3000 && (atomic_load(&ud__a.state) != UD__AGENT_NONE || atomic_load(&ud__a.tid)); i++) {
+        atomic_store(&ud__a.leave, UD__QUIT);
+        atomic_fetch_add(&ud__a.poke, 1);
+        ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
+        ud__sleep_us(i < 10 ? 100 : 1000);
+    }
+    atomic_store(&ud__a.leave, 0); /* or it would end the next one */
 }
 
 int ud__agent_start(void)

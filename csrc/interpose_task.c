@@ -37,8 +37,7 @@ static void mind_children(long nr, long a, long b)
 static int alone(long nr, long a, long b)
 {
     int had = atomic_load(&ud__a.state) != UD__AGENT_NONE;
-    if (had)
-        ud__agent_quit();
+    ud__agent_quit();
     long r = ud__sys(nr, a, b);
     if (r == 0)
         mind_children(nr, a, b);

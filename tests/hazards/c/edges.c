@@ -324,6 +324,24 @@ static void remove_after_a_file(void)
     printf("file %d wrong %zu\n", p[-(long)PAGE], wrong(p, N, 57));
 }
 
+/* What only a process with one thread may do, in a process whose agent has hardly begun. */
+static void unshare_at_once(void)
+{
+    int refused = 0;
+    CHECK(unshare(CLONE_FS) == 0);
+    merged_area(N, 61); /* there is an agent again */
+    fflush(NULL);
+    for (int i = 0; i < 40; i++) {
+        if (fork() == 0)
+            _exit(unshare(CLONE_NEWUSER) && errno == EINVAL);
+        int status;
+        wait(&status);
+        refused += status != 0;
+    }
+    printf("refused %d\n", refused);
+}
+
 MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along), T(other_memory_locked),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room), T(named),
-     T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file))
+     T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file),
+     T(unshare_at_once))
