@@ -490,6 +490,7 @@ const struct ud__segment *ud__segment_list(size_t *n) UD_HIDDEN;
 void ud__segment_reset(int close_all) UD_HIDDEN;
 /* The inodes this process, or a forebear it was forked from, ever mapped. Inherited by fork. */
 int ud__inode_known(uint64_t inode) UD_HIDDEN;
+int ud__segment_device(uint32_t dev) UD_HIDDEN; /* 1: such inodes are on that device (struct ud__vma) */
 int ud__inode_learn(uint64_t inode) UD_HIDDEN; /* 0, or -ENOSPC */
 void ud__inode_unlearn(uint64_t inode) UD_HIDDEN;
 

@@ -4,8 +4,10 @@
 #include <malloc.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 
 #define N 32
@@ -341,7 +343,46 @@ static void unshare_at_once(void)
     printf("refused %d\n", refused);
 }
 
+static unsigned long inode_at(const void *p)
+{
+    char line[512];
+    unsigned long from, to, inode, found = 0;
+    FILE *f = fopen("/proc/self/maps", "re");
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "%lx-%lx %*s %*s %*s %lu", &from, &to, &inode) == 3 && from <= (uintptr_t)p && (uintptr_t)p < to)
+            found = inode;
+    fclose(f);
+    return found;
+}
+
+/* A file of the program's whose inode has the number of a segment's, on another file system. */
+static void same_inode_elsewhere(void)
+{
+    char dir[] = "/dev/shm/hz-XXXXXX", path[64];
+    CHECK(mkdtemp(dir));
+    if (unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0)
+        mount("hz", dir, "tmpfs", 0, NULL); /* where numbers begin at 1 */
+    snprintf(path, sizeof path, "%s/file", dir);
+    char *p = merged_area(N, 60);
+    unsigned long wanted = inode_at(p);
+    struct stat st = {0};
+    int fd = -1;
+    do {
+        close(fd);
+        CHECK((fd = open(path, O_CREAT | O_RDWR | O_EXCL, 0600)) >= 0 && fstat(fd, &st) == 0 && unlink(path) == 0);
+    } while (st.st_ino < wanted);
+    umount2(dir, MNT_DETACH);
+    rmdir(dir);
+    if (under_udedup() && st.st_ino != wanted)
+        fprintf(stderr, "inode %lu, not %lu\n", (unsigned long)st.st_ino, wanted);
+    CHECK(ftruncate(fd, 4 * PAGE) == 0 && pwrite(fd, "file", 4, 0) == 4);
+    CHECK(mmap(p + 8 * PAGE, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) == p + 8 * PAGE);
+    p[8 * PAGE] = 'm';
+    SAY("DONTNEED", madvise(p, N * PAGE, MADV_DONTNEED));
+    printf("%.4s nonzero %zu\n", p + 8 * PAGE, nonzero(p, 8 * PAGE));
+}
+
 MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along), T(other_memory_locked),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room), T(named),
-     T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file),
-     T(unshare_at_once))
+     T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file), T(unshare_at_once),
+     T(same_inode_elsewhere))
