@@ -86,17 +86,23 @@ static long mmap_fixed(void *addr, size_t len, int prot, int flags, int fd, off_
     return r;
 }
 
+/* After ENOMEM: may what udedup has kept be the reason, and is the call worth another try? */
+static int room_was_made(long r)
+{
+    return UD_UNLIKELY(r == -ENOMEM) && (ud__malloc_spare() || ud__budget_make_room());
+}
+
 static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
     int replaces = flags & MAP_FIXED && !(flags & 0x100000 /* MAP_FIXED_NOREPLACE */);
     if (UD_UNLIKELY(replaces)) {
         long r = mmap_fixed(addr, len, prot, flags, fd, off);
-        while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+        while (room_was_made(r))
             r = mmap_fixed(addr, len, prot, flags, fd, off);
         return (void *)out(r);
     }
     long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
-    while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+    while (room_was_made(r))
         r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
     ud__budget_note(!ud__is_err(r));
     note_grower(r, len, flags);
@@ -232,6 +238,14 @@ static long do_mremap(void *addr, size_t old_len, size_t new_len, int flags, voi
     return r;
 }
 
+long ud__mremap(uint64_t addr, size_t old_len, size_t new_len, int flags, uint64_t to)
+{
+    long r = do_mremap((void *)addr, old_len, new_len, flags, (void *)to);
+    while (room_was_made(r))
+        r = do_mremap((void *)addr, old_len, new_len, flags, (void *)to);
+    return r;
+}
+
 UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
 {
     void *to = NULL;
@@ -241,10 +255,7 @@ UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
         to = va_arg(ap, void *);
         va_end(ap);
     }
-    long r = do_mremap(addr, old_len, new_len, flags, to);
-    while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
-        r = do_mremap(addr, old_len, new_len, flags, to);
-    return (void *)out(r);
+    return (void *)out(ud__mremap((uint64_t)addr, old_len, new_len, flags, (uint64_t)to));
 }
 
 /* Advice that throws contents away: where pages are merged the kernel would show the segment again. */

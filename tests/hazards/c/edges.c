@@ -5,7 +5,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -129,20 +128,6 @@ static void flags_move_along(void)
     }
 }
 
-/* As much memory is locked as before, but not the same. */
-static void other_memory_locked(void)
-{
-    char *a = map_alone(N), *b = map_alone(N), *c = map_alone(N);
-    CHECK(mlock(a, 8 * PAGE) == 0);
-    memset(a, 1, N * PAGE);
-    nap(under_udedup() ? 0.3 : 0);
-    CHECK(munlock(a, 8 * PAGE) == 0 && mlock(b + 4 * PAGE, 8 * PAGE) == 0);
-    fill(b, N, 45);
-    fill(c, N, 45);
-    nap(under_udedup() ? 0.5 : 0);
-    printf("locked %lu wrong %zu\n", locked_kb(), wrong(b, N, 45));
-}
-
 static void no_descriptor_left(void)
 {
     char *p = merged_area(N, 46), *q = merged_area(N, 47), *w = merged_area(N, 48), *r = merged_area(N, 49);
@@ -240,19 +225,9 @@ static void realloc_in_little_room(void)
         q[i] = memset(malloc(6 << 20), 1, 6 << 20);
     for (int i = 0; i < 5; i++)
         free(q[i]);
-    p = malloc(340 << 20);
+    p = malloc(265 << 20);
     printf("malloc %d\n", p != NULL);
     free(p);
-}
-
-#ifndef PR_SET_VMA
-#define PR_SET_VMA 0x53564d41
-#endif
-static void named(void)
-{
-    char *p = merged_area(N, 54);
-    SAY("name", prctl(PR_SET_VMA, 0, p, N * PAGE, "test"));
-    printf("wrong %zu\n", wrong(p, N, 54));
 }
 
 static void process_madvise_self(void)
@@ -382,7 +357,7 @@ static void same_inode_elsewhere(void)
     printf("%.4s nonzero %zu\n", p + 8 * PAGE, nonzero(p, 8 * PAGE));
 }
 
-MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along), T(other_memory_locked),
-     T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room), T(named),
+MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along),
+     T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room),
      T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file), T(unshare_at_once),
      T(same_inode_elsewhere))
