@@ -63,11 +63,13 @@ static void open_trap(uint64_t start, uint64_t len)
 
 static int ever(void) { return UD_UNLIKELY(atomic_load_explicit(&ud__merged_ever, memory_order_acquire)); }
 
-/* A piece of a segment would not grow. */
-static void note_grower(long at, size_t len, int flags)
+/* A piece of a segment would not grow, nor be wiped on fork. */
+static void note_kind(long at, size_t len, int flags)
 {
     if (UD_UNLIKELY(flags & MAP_GROWSDOWN) && !ud__is_err(at) && UD__GUARD_ON(UD__GUARD_DOWN))
         ud__region_mark((uint64_t)at, up((uint64_t)at + len), UD__REG_GROWS);
+    else if (UD_UNLIKELY((flags & 15) == 8 /* MAP_DROPPABLE */) && !ud__is_err(at))
+        ud__region_mark((uint64_t)at, up((uint64_t)at + len), UD__REG_KEEP_OUT);
 }
 
 static long mmap_fixed(void *addr, size_t len, int prot, int flags, int fd, off_t off)
@@ -79,7 +81,7 @@ static long mmap_fixed(void *addr, size_t len, int prot, int flags, int fd, off_
         ud__region_unmap((uint64_t)r, up((uint64_t)r + len));
         if (ever())
             ud__merged_clear((uint64_t)r, up((uint64_t)r + len));
-        note_grower(r, len, flags);
+        note_kind(r, len, flags);
     }
     ud__busy_leave();
     ud__budget_note(!ud__is_err(r));
@@ -105,7 +107,7 @@ static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t 
     while (room_was_made(r))
         r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
     ud__budget_note(!ud__is_err(r));
-    note_grower(r, len, flags);
+    note_kind(r, len, flags);
     if (!ud__is_err(r) && flags & MAP_PRIVATE && flags & MAP_ANONYMOUS && prot & PROT_WRITE)
         ud__note_growth((int64_t)len);
     return (void *)out(r);

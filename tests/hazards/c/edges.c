@@ -357,7 +357,42 @@ static void same_inode_elsewhere(void)
     printf("%.4s nonzero %zu\n", p + 8 * PAGE, nonzero(p, 8 * PAGE));
 }
 
+/* Wiped on fork by its kind, without any advice. */
+static void droppable(void)
+{
+    char *p[2];
+    for (int i = 0; i < 2; i++) {
+        p[i] = mmap(NULL, N * PAGE, PROT_READ | PROT_WRITE, 8 /* MAP_DROPPABLE */ | MAP_ANONYMOUS, -1, 0);
+        if (p[i] == MAP_FAILED) {
+            puts("not here");
+            return;
+        }
+        mmap(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        fill(p[i], N, 62);
+    }
+    for (double end = now() + 4; under_udedup() && now() < end && !merged_in(p[0], N);)
+        nap(0.05);
+    fflush(NULL);
+    if (fork() == 0)
+        _exit(nonzero(p[0], N * PAGE) || nonzero(p[1], N * PAGE));
+    int status;
+    wait(&status);
+    printf("child %d\n", WEXITSTATUS(status));
+}
+
+static void sealed(void)
+{
+    char *p = merged_area(N, 63);
+    if (syscall(462 /* mseal */, p, N * PAGE, 0) != 0) {
+        puts("not here");
+        return;
+    }
+    SAY("munmap", munmap(p, PAGE));
+    SAY("dontneed", madvise(p, N * PAGE, MADV_DONTNEED));
+    printf("nonzero %zu\n", nonzero(p, N * PAGE));
+}
+
 MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room),
      T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file), T(unshare_at_once),
-     T(same_inode_elsewhere))
+     T(same_inode_elsewhere), T(droppable), T(sealed))
