@@ -309,8 +309,8 @@ int ud__merged_really(uint64_t start, uint64_t end) UD_HIDDEN;
 int ud__unmerge_range(uint64_t start, uint64_t end) UD_HIDDEN;
 /* From an app thread, outside busy: mremap(2) over pieces that merging made of one mapping. */
 long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags, uint64_t to) UD_HIDDEN;
-/* From an app thread, inside busy: fresh zero pages in place of the merged ones in [start, end), as far as the kernel would
- * come with such advice. 0, or -errno where it would stop. */
+/* From an app thread, inside busy: madvise that throws contents away, with fresh zero pages in place of the merged ones in
+ * [start, end), as far as the kernel would come. Its answer: 0, or -errno. */
 int ud__discard_range(uint64_t start, uint64_t end, int advice) UD_HIDDEN;
 
 /* recognise.c: in a hold; 1 if this page's owner is known to call nothing that merging would show to it. */

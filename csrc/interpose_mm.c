@@ -263,14 +263,11 @@ UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
 /* Advice that throws contents away: where pages are merged the kernel would show the segment again. */
 static long advise_discard(uint64_t start, uint64_t end, int advice)
 {
-    long r = 0;
     ud__busy_enter();
     open_trap(start, end - start);
-    if (ever() && ud__merged_any(start, end))
-        r = ud__discard_range(start, end, advice);
+    int merged = ever() && ud__merged_any(start, end);
     ud__test_gap();
-    if (r == 0)
-        r = ud__sys(__NR_madvise, start, end - start, advice);
+    long r = merged ? ud__discard_range(start, end, advice) : ud__sys(__NR_madvise, start, end - start, advice);
     ud__busy_leave();
     return r;
 }

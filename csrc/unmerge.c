@@ -276,29 +276,36 @@ static long discard(uint64_t at, uint64_t len, int prot, int advice)
     if (locked && advice != UD__DONTNEED_LOCKED)
         return -EINVAL;
     long r = map_plain(at, len, prot, MAP_FIXED);
+    if (r == -EPERM && prot & PROT_WRITE) { /* mseal: the mapping stays, and its pages are the program's own from now on */
+        __builtin_memset((void *)at, 0, len);
+        return 0;
+    }
     if (ud__is_err(r))
         return r;
+    ud__merged_clear(at, at + len);
     if (locked)
         ud__sys(__NR_mlock, at, len);
-    ud__merged_clear(at, at + len);
-    return 0;
+    return advice == UD__GUARD_INSTALL ? ud__sys(__NR_madvise, at, len, advice) : 0;
 }
 
-/* In address order, as the kernel goes: where it stops, so do we, and what lies above stays. */
+/* In address order, as the kernel goes: where it stops, so do we, and what lies above stays. Holes it tells of at the end. */
 void ud__job_discard(struct ud__job *j)
 {
     uint64_t at = j->pieces[0].vaddr, end = at + ((uint64_t)j->pieces[0].npages << ud__page_shift), from, to;
     uint32_t flags;
-    while (next_segment(&j->maps, at, end, &from, &to, &flags)) {
-        long r = at < from ? ud__sys(__NR_madvise, at, from - at, j->advice) : 0;
-        if (!r || r == -ENOMEM) /* a hole is passed over */
-            r = discard(from, to - from, prot_of(flags), j->advice);
-        if (ud__is_err(r)) {
-            j->result = (uint64_t)r;
-            return;
+    long r = 0, holes = 0;
+    for (int found = 1; found && at < end && !r; at = to) {
+        found = next_segment(&j->maps, at, end, &from, &to, &flags);
+        uint64_t upto = found ? from : end;
+        r = at < upto ? ud__sys(__NR_madvise, at, upto - at, j->advice) : 0;
+        if (r == -ENOMEM) {
+            holes = r;
+            r = 0;
         }
-        at = to;
+        if (found && !r)
+            r = discard(from, to - from, prot_of(flags), j->advice);
     }
+    j->result = (uint64_t)(r ? r : holes);
     j->done = 1;
 }
 
@@ -490,7 +497,7 @@ static int discard_unseen(uint64_t start, uint64_t end, int advice)
                 return (int)one;
         }
     }
-    return 0;
+    return (int)ud__sys(__NR_madvise, start, end - start, advice);
 }
 
 int ud__discard_range(uint64_t start, uint64_t end, int advice)
@@ -498,7 +505,7 @@ int ud__discard_range(uint64_t start, uint64_t end, int advice)
     struct ud__piece p = {.vaddr = start, .npages = (uint32_t)((end - start) >> ud__page_shift)};
     struct ud__job j = {.kind = UD__JOB_DISCARD, .pieces = &p, .npieces = 1, .segfd = -1, .no_hold = 1, .advice = advice};
     long r = run_from_app(&j);
-    return r == -ENOENT ? discard_unseen(start, end, advice) : (int)r;
+    return r == -ENOENT ? discard_unseen(start, end, advice) : r ? (int)r : (int)(int64_t)j.result;
 }
 
 long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags, uint64_t to)
