@@ -359,6 +359,9 @@ void ud__locked_mark(int pid) UD_HIDDEN;
 /* ---- interpose_malloc.c ------------------------------------------------------------------------------------------------ */
 
 void ud__malloc_own(void) UD_HIDDEN;     /* lists its tables as ours again, in a forked child */
+/* Interposers: the program has closed memory, or locked some, maybe a block, which is freed as it is. */
+extern UD_HIDDEN atomic_int ud__malloc_closed, ud__malloc_locked;
+long ud__mprotect(uint64_t addr, size_t len, int prot) UD_HIDDEN; /* interpose_mm.c; 0 or -errno */
 int ud__malloc_spare(void) UD_HIDDEN;    /* gives all of them back, for want of memory; 1 if there were any */
 long ud__mremap(uint64_t addr, size_t old_len, size_t new_len, int flags, uint64_t to) UD_HIDDEN; /* interpose_mm.c; -errno */
 void ud__malloc_release(void) UD_HIDDEN; /* agent: gives idle cached blocks back to the kernel */

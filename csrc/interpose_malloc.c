@@ -52,6 +52,7 @@ static struct cached {
     uint64_t since_us;
 } cache[CACHE_SLOTS];
 static _Atomic int64_t cache_bytes;
+UD_HIDDEN atomic_int ud__malloc_closed, ud__malloc_locked;
 
 /* The malloc behind us: libc's, or another preloaded one. */
 static void learn_next(void)
@@ -183,6 +184,11 @@ static uint64_t cache_get(uint64_t pages, uint64_t *got)
         if (!fits)
             continue;
         atomic_fetch_sub(&cache_bytes, (int64_t)(have << ud__page_shift));
+        if (UD_UNLIKELY(atomic_load_explicit(&ud__malloc_closed, memory_order_relaxed)) &&
+            ud__mprotect(addr, have << ud__page_shift, PROT_READ | PROT_WRITE) != 0) {
+            unmap(addr, have);
+            return 0;
+        }
         *got = have;
         return addr;
     }
@@ -267,7 +273,7 @@ static void block_free(void *p, uint64_t pages)
     int saved = errno;
     atomic_store(entry((uint64_t)p, 0), 0);
     int marked = ud__region_any((uint64_t)p, (uint64_t)p + (pages << ud__page_shift)); /* advice ends with the block */
-    if (marked || !cache_put((uint64_t)p, pages))
+    if (marked || atomic_load_explicit(&ud__malloc_locked, memory_order_relaxed) || !cache_put((uint64_t)p, pages))
         unmap((uint64_t)p, pages);
     errno = saved;
 }

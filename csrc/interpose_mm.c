@@ -8,6 +8,7 @@
  *   madvise DONTFORK, WIPE...   flags lost, EINVAL                        unmerged first, kept out from then on
  *   madvise MERGEABLE           -                                         our registry, not the kernel's
  *   process_madvise, to itself  as madvise                                as madvise
+ *   mprotect, mlock, ...        on blocks that are freed so               not kept for reuse as they are
  *   prctl PR_SET_MEMORY_MERGE   -                                         ours
  *
  * Guarantees: POSIX results and errno as without us; async-signal-safe; nothing but a counter and a load where
@@ -329,13 +330,36 @@ static long do_mprotect(void *addr, size_t len, int prot)
     return r;
 }
 
+long ud__mprotect(uint64_t addr, size_t len, int prot) { return do_mprotect((void *)addr, len, prot); }
+
 UD_API int mprotect(void *addr, size_t len, int prot)
 {
+    if ((prot & (PROT_READ | PROT_WRITE | PROT_EXEC)) != (PROT_READ | PROT_WRITE))
+        atomic_store_explicit(&ud__malloc_closed, 1, memory_order_relaxed);
     long r = do_mprotect(addr, len, prot);
     while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = do_mprotect(addr, len, prot);
     ud__budget_note(r == 0);
     return (int)out(r);
+}
+
+/* What is locked stays so until it is unmapped. */
+UD_API int mlock(const void *addr, size_t len)
+{
+    atomic_store_explicit(&ud__malloc_locked, 1, memory_order_relaxed);
+    return (int)out(ud__sys(__NR_mlock, addr, len));
+}
+
+UD_API int mlock2(const void *addr, size_t len, unsigned flags)
+{
+    atomic_store_explicit(&ud__malloc_locked, 1, memory_order_relaxed);
+    return (int)out(ud__sys(__NR_mlock2, addr, len, flags));
+}
+
+UD_API int mlockall(int flags)
+{
+    atomic_store_explicit(&ud__malloc_locked, 1, memory_order_relaxed);
+    return (int)out(ud__sys(__NR_mlockall, flags));
 }
 
 static long advise(void *addr, size_t len, int advice)

@@ -9,7 +9,7 @@ NAMES = [
     "realloc_too_large", "mremap_refused", "dontneed_locked", "no_descriptor_left",
     "no_process_left", "no_proc", "first_of_a_namespace", "flags_move_along", "guard_pages",
     "remove_after_a_file", "process_madvise_self", "unshare_at_once", "same_inode_elsewhere",
-    "realloc_in_little_room", "droppable", "sealed",
+    "realloc_in_little_room", "droppable", "sealed", "freed_as_they_were", "leave_and_join",
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 /* edges.c: what programs seldom ask of memory calls, and the answers they get from merged memory. */
 #include "hz.h"
 
+#include <dlfcn.h>
 #include <malloc.h>
 #include <sched.h>
 #include <signal.h>
@@ -392,7 +393,89 @@ static void sealed(void)
     printf("nonzero %zu\n", nonzero(p, N * PAGE));
 }
 
+static int (*leave)(void), (*join)(const char *, int);
+static atomic_int over;
+
+static void *come_and_go(void *arg)
+{
+    unsigned seed = (unsigned)(uintptr_t)arg;
+    const char *socket = getenv("UDEDUP_SOCKET");
+    while (!atomic_load(&over)) {
+        int r = rand_r(&seed) % 2 ? leave() : join(socket, 0);
+        (void)r;
+        nap(0.001 * (rand_r(&seed) % 30));
+    }
+    return NULL;
+}
+
+/* By many threads at once, and in children: none hangs, and nothing is lost. */
+static void leave_and_join(void)
+{
+    leave = (int (*)(void))dlsym(RTLD_DEFAULT, "ud_leave");
+    join = (int (*)(const char *, int))dlsym(RTLD_DEFAULT, "ud_join");
+    char *p = merged_area(N, 65);
+    pthread_t t[4];
+    if (under_udedup()) {
+        char socket[108];
+        strcpy(socket, getenv("UDEDUP_SOCKET"));
+        CHECK(leave() == 0 && merged_in(p, N) == 0);
+        CHECK(join(socket, 0) == 0);
+        await_merged(p, N);
+        for (uintptr_t i = 0; i < 4; i++)
+            CHECK(pthread_create(&t[i], NULL, come_and_go, (void *)i) == 0);
+    }
+    for (int i = 0; i < (under_udedup() ? 20 : 1); i++) {
+        fill(p + i * PAGE, 1, 66);
+        pid_t pid = fork();
+        if (pid == 0) {
+            alarm(20);
+            int r = under_udedup() ? leave() : 0;
+            _exit((r != 0 && r != -ENOENT) || wrong(p + i * PAGE, 1, 66) || wrong_in(p, (size_t)i + 1, N, 65));
+        }
+        int status;
+        waitpid(pid, &status, 0);
+        CHECK(status == 0);
+        nap(under_udedup() ? 0.05 : 0);
+    }
+    atomic_store(&over, 1);
+    for (int i = 0; under_udedup() && i < 4; i++)
+        CHECK(pthread_join(t[i], NULL) == 0);
+    char *q = map_alone(N);
+    fill(q, N, 65);
+    if (under_udedup()) {
+        int r = join(getenv("UDEDUP_SOCKET"), 0);
+        if (r) fprintf(stderr, "join %d\n", r);
+        await_merged(p + 20 * PAGE, 8);
+    }
+}
+
+/* Blocks that were locked, or closed, when they were freed: the next to get such memory knows nothing of that. */
+static void freed_as_they_were(void)
+{
+    enum { COUNT = 6, BYTES = 800000 };
+    char *volatile b[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        b[i] = memset(memalign(PAGE, BYTES), 1, BYTES);
+        CHECK(mprotect(b[i] + PAGE, 8 * PAGE, i % 2 ? PROT_READ : PROT_NONE) == 0);
+    }
+    for (int i = 0; i < COUNT; i++)
+        free(b[i]);
+    for (int i = 0; i < COUNT; i++)
+        b[i] = memset(memalign(PAGE, BYTES), 2, BYTES);
+    for (int i = 0; i < COUNT; i++)
+        free(b[i]);
+    for (int i = 0; i < COUNT; i++) {
+        b[i] = malloc(BYTES + BYTES / 8);
+        CHECK(mlock(b[i], BYTES / 2) == 0);
+    }
+    for (int i = 0; i < COUNT; i++)
+        free(b[i]);
+    malloc_trim(0);
+    printf("locked %lu\n", locked_kb());
+}
+
 MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room),
      T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file), T(unshare_at_once),
-     T(same_inode_elsewhere), T(droppable), T(sealed))
+     T(same_inode_elsewhere), T(droppable), T(sealed), T(leave_and_join),
+     T(freed_as_they_were))
