@@ -17,6 +17,7 @@
 
 #include "link.h"
 #include "pass.h"
+#include "trap.h"
 
 #define CLONE_FLAGS                                                                                              \
     (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |           \
@@ -96,6 +97,7 @@ static void close_all(void)
     ud__budget_close();
     ud__track_close();
     ud__maps_close(&ud__a.maps);
+    ud__trap_agent_ends();
     ud__ledger_close(&ud__a.ledger);
     ud__turns_close();
     ud__segment_reset(1);

@@ -19,6 +19,7 @@
 static int wanted_mode = -1, wanted_split = -1; /* from the environment; -1: the knobs say */
 static atomic_int active, split_trap;
 static char refusal[96];
+static int started_for; /* a pid: a forked child starts anew, and so does the next agent */
 
 __attribute__((constructor)) static void read_environment(void)
 {
@@ -75,9 +76,15 @@ static void start_report(void)
     ud__splits_open(report_path(path, sizeof path) ? NULL : path);
 }
 
+void ud__trap_agent_ends(void)
+{
+    started_for = 0;
+    ud__trap_uncount();
+}
+
 void ud__trap_apply(const struct ud_knobs *k)
 {
-    static int started_for, report_for; /* pids: a forked child starts anew */
+    static int report_for; /* a pid: a forked child starts anew */
     struct ud_ledger_header *h = ud__a.ledger.hdr;
     int mode = wanted_mode >= 0 ? wanted_mode : k->mode == 1;
     int split = mode && (wanted_split >= 0 ? wanted_split : k->split == 1);

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -474,8 +475,17 @@ static void freed_as_they_were(void)
     printf("locked %lu\n", locked_kb());
 }
 
+/* The agent has ended, for this process traces others, and pages that it merged are there. */
+static void written_without_agent(void)
+{
+    char *p = merged_area(N, 67);
+    SAY("ptrace", ptrace(PTRACE_CONT, 0x3ffffff, NULL, NULL));
+    fill(p, N, 68);
+    printf("wrong %zu\n", wrong(p, N, 68));
+}
+
 MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room),
      T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file), T(unshare_at_once),
      T(same_inode_elsewhere), T(droppable), T(sealed), T(leave_and_join),
-     T(freed_as_they_were))
+     T(freed_as_they_were), T(written_without_agent))
