@@ -125,15 +125,6 @@ static void tell_kernel(int on)
         unsetenv(CARRIER);
 }
 
-static int unmerge_all(void)
-{
-    int r = 0;
-    for (uint64_t at = 0; r == 0 && at < 1ull << 47; at += 1ull << 43) /* a piece counts pages in 32 bits */
-        if (ud__merged_any(at, at + (1ull << 43)))
-            r = ud__unmerge_range(at, at + (1ull << 43));
-    return r;
-}
-
 int ud_memory_merge_set(int on)
 {
     int before = atomic_load(&ud__a.merge_any);
@@ -149,7 +140,7 @@ int ud_memory_merge_set(int on)
         return 0;
     atomic_store(&ud__a.merge_any, UD__MERGE_ADVISED); /* before the rest: a batch asks in its hold */
     ud__region_drop_merge();
-    int r = unmerge_all();
+    int r = ud__unmerge_range(0, 1ull << 47);
     if (r == 0)
         tell_kernel(0);
     else

@@ -275,7 +275,7 @@ struct ud__job {
     uint32_t min_run;
     int64_t vmas_left;      /* may be used up */
     uint64_t scratch;       /* RELOCATE, UNMERGE */
-    uint64_t scratch_len;
+    uint64_t scratch_len;   /* RELOCATE: the new length; DISCARD: the length */
     uint64_t result;
     int no_hold;            /* DISCARD: the caller alone is concerned */
     int advice;             /* DISCARD: the program's */

@@ -28,6 +28,7 @@
 #define OPENERS_WAIT_US 20000
 #define SETTLE_WAIT_US 2000000 /* one killed amid it in a vforked child never leaves; one that waits for a CPU does */
 #define WINDOW_MAX 64 /* pages: a cell */
+#define TOP (1ull << 48) /* no memory of a program lies above */
 
 struct life { /* MADV_WIPEONFORK: all zero in a forked child, shared with a vforked one */
     atomic_int alive, openers;
@@ -191,6 +192,8 @@ void ud__trap_settle(uint64_t start, uint64_t end)
 {
     start &= ~(uint64_t)(ud__page - 1);
     end = (end + ud__page - 1) & ~(uint64_t)(ud__page - 1);
+    if (end > TOP) /* such an end would be long in coming */
+        end = TOP;
     wait_for_windows(start, end);
     ud__trap_put(start, end, UD__TRAP_PROTECT, 0);
     if (!agent_alive()) /* or whoever revives would open what the call is about to make of it */

@@ -235,11 +235,28 @@ static int in_window(struct ud__job *j, struct ud__piece *chunk, int plain)
     return 0;
 }
 
+/* How many pages of the piece come before its first merged mapping: there is nothing to take back in them. */
+static uint32_t none_merged(struct ud__job *j, const struct ud__piece *p)
+{
+    uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift);
+    struct ud__vma v;
+    if (j->kind != UD__JOB_UNMERGE || ud__maps_refresh(&j->maps))
+        return 0;
+    while (at < end && ud__maps_find(&j->maps, at, &v) == 0 && v.start < end && !ud__vma_is_segment(&v))
+        at = v.end;
+    if (at < end && ud__maps_find(&j->maps, at, &v) == 0 && v.start < end)
+        end = v.start > at ? v.start : at;
+    return (uint32_t)((end - p->vaddr) >> ud__page_shift);
+}
+
 /* Pages of the piece dealt with; 0 when the job must be given up for now. */
 static uint32_t one_chunk(struct ud__job *j, const struct ud__piece *p)
 {
     struct ud__piece chunk = {p->vaddr, p->npages < CHUNK ? p->npages : CHUNK, p->slot};
     int plain;
+    uint32_t none = none_merged(j, p);
+    if (none)
+        return none;
     if (!may_work(j, &chunk, &plain))
         return chunk.npages;
     uint32_t n = chunk.npages;

@@ -21,6 +21,7 @@
 #define RW (PROT_READ | PROT_WRITE)
 #define PROTECTION (UD__VMA_R | UD__VMA_W | UD__VMA_X)
 #define JOINED_MAX (1u << 20) /* pages */
+#define PART (1ull << 43) /* a piece counts pages in 32 bits */
 #define UNSEEN 20 /* times the mappings could not be read */
 #define REFUSALS 100 /* half a second: a mask may be put off again, a filter stays */
 
@@ -291,7 +292,7 @@ static long discard(uint64_t at, uint64_t len, int prot, int advice)
 /* In address order, as the kernel goes: where it stops, so do we, and what lies above stays. Holes it tells of at the end. */
 void ud__job_discard(struct ud__job *j)
 {
-    uint64_t at = j->pieces[0].vaddr, end = at + ((uint64_t)j->pieces[0].npages << ud__page_shift), from, to;
+    uint64_t at = j->pieces[0].vaddr, end = at + j->scratch_len, from, to;
     uint32_t flags;
     long r = 0, holes = 0;
     for (int found = 1; found && at < end && !r; at = to) {
@@ -460,11 +461,22 @@ static long run_from_app(struct ud__job *j)
     return -EAGAIN;
 }
 
-int ud__unmerge_range(uint64_t start, uint64_t end)
+static int unmerge_part(uint64_t start, uint64_t end)
 {
     struct ud__piece p = {.vaddr = start, .npages = (uint32_t)((end - start) >> ud__page_shift)};
     struct ud__job j = {.kind = UD__JOB_UNMERGE, .pieces = &p, .npieces = 1, .segfd = -1};
     return (int)run_from_app(&j);
+}
+
+int ud__unmerge_range(uint64_t start, uint64_t end)
+{
+    int r = 0;
+    for (uint64_t at = start, upto; r == 0 && at < end; at = upto) {
+        upto = end - at < PART ? end : at + PART;
+        if (ud__merged_any(at, upto))
+            r = unmerge_part(at, upto);
+    }
+    return r;
 }
 
 /* What the program may do there: by calls that fail where it may not. */
@@ -502,8 +514,9 @@ static int discard_unseen(uint64_t start, uint64_t end, int advice)
 
 int ud__discard_range(uint64_t start, uint64_t end, int advice)
 {
-    struct ud__piece p = {.vaddr = start, .npages = (uint32_t)((end - start) >> ud__page_shift)};
-    struct ud__job j = {.kind = UD__JOB_DISCARD, .pieces = &p, .npieces = 1, .segfd = -1, .no_hold = 1, .advice = advice};
+    struct ud__piece p = {.vaddr = start};
+    struct ud__job j = {.kind = UD__JOB_DISCARD, .pieces = &p, .npieces = 1, .segfd = -1, .no_hold = 1, .advice = advice,
+                        .scratch_len = end - start};
     long r = run_from_app(&j);
     return r == -ENOENT ? discard_unseen(start, end, advice) : r ? (int)r : (int)(int64_t)j.result;
 }

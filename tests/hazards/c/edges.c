@@ -484,8 +484,44 @@ static void written_without_agent(void)
     printf("wrong %zu\n", wrong(p, N, 68));
 }
 
+/* More pages in one call than 32 bits count, some of them merged. */
+static void vast_ranges(void)
+{
+    size_t bytes = 20ul << 40, at = 19ul << 40;
+    for (int i = 0; i < 3; i++) {
+        char *base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        CHECK(base != MAP_FAILED);
+        char *p = base + at, *twin = map_alone(N);
+        CHECK(mprotect(p - PAGE, (N + 2) * PAGE, PROT_READ | PROT_WRITE) == 0);
+        fill(p, N, 80 + (uint64_t)i);
+        fill(twin, N, 80 + (uint64_t)i);
+        if (getenv("HZ_ADVISE"))
+            madvise(p, N * PAGE, 12);
+        await_merged(p, N);
+        double began = now();
+        if (i == 0) {
+            SAY("dontneed", madvise(base, bytes, MADV_DONTNEED));
+            printf("nonzero %zu\n", nonzero(p, N * PAGE));
+        } else if (i == 1) {
+            SAY("wipeonfork", madvise(base, bytes, MADV_WIPEONFORK));
+            fflush(NULL);
+            if (fork() == 0)
+                _exit(nonzero(p, N * PAGE) != 0);
+            int status;
+            wait(&status);
+            printf("child %d\n", status);
+        }
+        SAY("munmap", munmap(base, bytes));
+        printf("quick %d\n", now() - began < 0.5);
+    }
+    double began = now();
+    SAY("munmap", munmap(map(1), 1ul << 62));
+    printf("quick %d\n", now() - began < 0.5);
+}
+
 MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room),
      T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file), T(unshare_at_once),
      T(same_inode_elsewhere), T(droppable), T(sealed), T(leave_and_join),
-     T(freed_as_they_were), T(written_without_agent))
+     T(freed_as_they_were), T(written_without_agent),
+     T(vast_ranges))
