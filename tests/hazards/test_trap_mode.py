@@ -17,8 +17,8 @@ PROCESSES = [
     "stopped_and_continued",
 ]  # fmt: skip
 EDGES = [
-    "mremap_refused", "dontneed_locked", "flags_move_along", "no_process_left", "unshare_at_once", "guard_pages",
-    "leave_and_join", "written_without_agent", "vast_ranges",
+    "mremap_refused", "dontneed_locked", "flags_move_along", "no_process_left", "unshare_at_once",
+    "guard_pages", "leave_and_join", "written_without_agent", "vast_ranges",
 ]  # fmt: skip
 SPLITS = {"trap": "kernel", "trap-split": "trap"}
 
