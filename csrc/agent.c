@@ -279,7 +279,7 @@ int ud__agent_start(void)
 {
     int none = UD__AGENT_NONE;
     ud__fork_notice();
-    if (ud__a.disabled || !ud__a.socket[0] || ud__in_vfork())
+    if (ud__a.disabled || !ud__a.socket[0] || atomic_load(&ud__a.left) || ud__in_vfork())
         return -ENOENT;
     if (!atomic_compare_exchange_strong(&ud__a.state, &none, UD__AGENT_STARTING))
         return -EALREADY;

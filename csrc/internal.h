@@ -384,6 +384,7 @@ struct ud__agent {
     int sock;
     int have_key;
     atomic_int leave;      /* 1: asked to unmerge and end */
+    atomic_int left;       /* the program has left: nothing but ud_join brings an agent back */
     atomic_int poke;       /* futex: wakes the agent while it has no merger */
     int resting;           /* long sleeps between passes: each may as well be thorough */
     int kicked;            /* somebody waits in settle: no idle backoff */

@@ -519,9 +519,40 @@ static void vast_ranges(void)
     printf("quick %d\n", now() - began < 0.5);
 }
 
+static void *grow_and_shrink(void *arg)
+{
+    while (!atomic_load(&over)) {
+        char *p = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        CHECK(p != MAP_FAILED && munmap(p, 64 * PAGE) == 0);
+    }
+    return arg;
+}
+
+/* Memory that grows brings an agent, but not back to a process that has left. */
+static void left_while_growing(void)
+{
+    leave = (int (*)(void))dlsym(RTLD_DEFAULT, "ud_leave");
+    join = (int (*)(const char *, int))dlsym(RTLD_DEFAULT, "ud_join");
+    pthread_t t[2];
+    char *p = merged_area(N, 69);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&t[i], NULL, grow_and_shrink, NULL) == 0);
+    char socket[108];
+    for (int i = 0; under_udedup() && i < 10; i++) {
+        strcpy(socket, getenv("UDEDUP_SOCKET"));
+        CHECK(leave() == 0);
+        CHECK(leave() == -ENOENT);
+        CHECK(join(socket, 0) == 0);
+    }
+    atomic_store(&over, 1);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_join(t[i], NULL) == 0);
+    printf("wrong %zu\n", wrong(p, N, 69));
+}
+
 MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room),
      T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file), T(unshare_at_once),
      T(same_inode_elsewhere), T(droppable), T(sealed), T(leave_and_join),
      T(freed_as_they_were), T(written_without_agent),
-     T(vast_ranges))
+     T(vast_ranges), T(left_while_growing))
