@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
+#include <sys/utsname.h>
 #include <time.h>
 
 #include "internal.h"
@@ -407,12 +408,77 @@ static long move_pieces(struct ud__job *j, uint64_t old, uint64_t old_len)
     return fresh;
 }
 
+/* Since Linux 6.17 a move to a given place takes several mappings along, whatever they are. */
+static int moves_several(void)
+{
+    struct utsname u;
+    const char *s = u.release;
+    if (ud__sys(__NR_uname, &u) != 0)
+        return 0;
+    uint64_t major = ud__get_dec(&s);
+    s++;
+    return major > 6 || (major == 6 && ud__get_dec(&s) >= 17);
+}
+
+/* 1 if [start, end) is mapped without a hole, as several mappings to the program, too. */
+static int several_to_the_program(struct ud__job *j, uint64_t start, uint64_t end)
+{
+    struct ud__vma v;
+    uint64_t allowed = end;
+    uint32_t flags = 0;
+    int uniform = one_to_the_program(j, start, end, &flags) && ud__region_allows(start, &allowed, 0) && allowed == end;
+    for (uint64_t at = start; at < end; at = v.end)
+        if (ud__maps_find(&j->maps, at, &v) || v.start > at || ud__trap_held(at))
+            return 0;
+    return !uniform && moves_several();
+}
+
+static long take_back(struct ud__job *j, uint64_t at, uint64_t end)
+{
+    uint64_t from, to, most = (uint64_t)CHUNK_PAGES << ud__page_shift;
+    uint32_t flags;
+    for (; next_segment(&j->maps, at, end, &from, &to, &flags); at = to) {
+        to = to - from > most ? from + most : to;
+        int r = unmerge_chunk(from, to - from, flags, 1);
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
+/* One by one, for the kernel stops amid several at one that is tracked. */
+static long move_each(struct ud__job *j, uint64_t old, uint64_t old_len)
+{
+    uint64_t end = old + old_len, to = j->scratch, upto;
+    struct ud__vma v;
+    long r = take_back(j, old, end);
+    if (!r)
+        r = ud__maps_refresh(&j->maps);
+    for (uint64_t at = old; !ud__is_err(r) && at < end; at = upto) {
+        if (ud__maps_find(&j->maps, at, &v))
+            return -EFAULT;
+        upto = v.end < end ? v.end : end;
+        r = ud__sys(__NR_mremap, at, upto - at, upto - at, j->flags, to + (at - old));
+    }
+    if (ud__is_err(r))
+        return r;
+    ud__merged_clear(to, to + old_len);
+    return (long)to;
+}
+
 /* mremap(2) where merging has made several mappings of one. The rules are the kernel's. */
 void ud__job_relocate(struct ud__job *j)
 {
     uint64_t old = j->pieces[0].vaddr, old_len = (uint64_t)j->pieces[0].npages << ud__page_shift;
+    int pure = j->flags & MREMAP_FIXED && j->scratch_len == old_len;
+    long r;
     j->result = (uint64_t)-EFAULT;
-    long r = one_mapping(j, old, old + old_len) ? move_whole(j, old, old_len) : move_pieces(j, old, old_len);
+    if (one_mapping(j, old, old + old_len))
+        r = move_whole(j, old, old_len);
+    else if (pure && several_to_the_program(j, old, old + old_len))
+        r = move_each(j, old, old_len);
+    else
+        r = move_pieces(j, old, old_len);
     if (!ud__is_err(r))
         ud__region_move(old, old_len, (uint64_t)r, j->scratch_len, j->flags & 4);
     j->result = (uint64_t)r;

@@ -10,7 +10,7 @@ NAMES = [
     "no_process_left", "no_proc", "first_of_a_namespace", "flags_move_along", "guard_pages",
     "remove_after_a_file", "process_madvise_self", "unshare_at_once", "same_inode_elsewhere",
     "realloc_in_little_room", "droppable", "sealed", "freed_as_they_were", "leave_and_join",
-    "written_without_agent", "vast_ranges", "left_while_growing",
+    "written_without_agent", "vast_ranges", "left_while_growing", "several_moved",
 ]  # fmt: skip
 
 

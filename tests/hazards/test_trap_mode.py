@@ -18,7 +18,7 @@ PROCESSES = [
 ]  # fmt: skip
 EDGES = [
     "mremap_refused", "dontneed_locked", "flags_move_along", "no_process_left", "unshare_at_once",
-    "guard_pages", "leave_and_join", "written_without_agent", "vast_ranges",
+    "guard_pages", "leave_and_join", "written_without_agent", "vast_ranges", "several_moved",
 ]  # fmt: skip
 SPLITS = {"trap": "kernel", "trap-split": "trap"}
 

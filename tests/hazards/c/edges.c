@@ -550,9 +550,38 @@ static void left_while_growing(void)
     printf("wrong %zu\n", wrong(p, N, 69));
 }
 
+/* Since Linux 6.17 one mremap moves several mappings, each as it is. */
+static void several_moved(void)
+{
+    char *p = map_alone(3 * N), *to = map_alone(3 * N), *m = merged_area(N, 94);
+    fill(p, 3 * N, 92);
+    CHECK(madvise(p + N * PAGE, N * PAGE, MADV_DONTFORK) == 0);
+    nap(under_udedup() ? 0.2 : 0);
+    SAY("move", mremap(p, 3 * N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to ? 0 : -1);
+    printf("wrong %zu\n", wrong(to, 3 * N, 92));
+    fflush(NULL);
+    if (fork() == 0) {
+        unsigned char in[1];
+        _exit(mincore(to + N * PAGE, PAGE, in) ? 5 : 6);
+    }
+    int status;
+    wait(&status);
+    printf("child %d\n", WEXITSTATUS(status));
+    CHECK(mprotect(m + 8 * PAGE, 4 * PAGE, PROT_READ) == 0);
+    p = map_alone(N + 8);
+    SAY("move", mremap(m - 4 * PAGE, (N + 8) * PAGE, (N + 8) * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, p) == p ? 0 : -1);
+    printf("wrong %zu\n", wrong(p + 4 * PAGE, N, 94));
+    int fds[2];
+    CHECK(pipe(fds) == 0 && write(fds[1], "xy", 2) == 2);
+    SAY("read into READ", read(fds[0], p + 13 * PAGE, 1));
+    SAY("read", read(fds[0], p + 5 * PAGE, 1));
+    SAY("DONTNEED", madvise(p + 4 * PAGE, 4 * PAGE, MADV_DONTNEED));
+    printf("nonzero %zu\n", nonzero(p + 4 * PAGE, 4 * PAGE));
+}
+
 MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room),
      T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file), T(unshare_at_once),
      T(same_inode_elsewhere), T(droppable), T(sealed), T(leave_and_join),
      T(freed_as_they_were), T(written_without_agent),
-     T(vast_ranges), T(left_while_growing))
+     T(vast_ranges), T(left_while_growing), T(several_moved))
