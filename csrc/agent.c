@@ -17,6 +17,7 @@
 
 #include "link.h"
 #include "pass.h"
+#include "trap.h"
 
 #define CLONE_FLAGS                                                                                              \
     (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |           \
@@ -98,6 +99,7 @@ static void close_all(void)
     ud__budget_close();
     ud__track_close();
     ud__maps_close(&ud__a.maps);
+    ud__trap_agent_ends();
     ud__ledger_close(&ud__a.ledger);
     ud__turns_close();
     ud__segment_reset(1);
@@ -266,20 +268,21 @@ static void agent_main(void *arg)
 
 void ud__agent_quit(void)
 {
-    if (atomic_load(&ud__a.state) == UD__AGENT_NONE && !atomic_load(&ud__a.tid))
-        return;
-    atomic_store(&ud__a.leave, UD__QUIT);
-    atomic_fetch_add(&ud__a.poke, 1);
-    ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
-    for (int i = 0; i < 3000 && atomic_load(&ud__a.tid); i++)
-        ud__sleep_us(1000);
+    /* One that has just been made has no tid yet; one that is on its way out has no state any more. */
+    for (int i = 0; i < 3000 && (atomic_load(&ud__a.state) != UD__AGENT_NONE || atomic_load(&ud__a.tid)); i++) {
+        atomic_store(&ud__a.leave, UD__QUIT);
+        atomic_fetch_add(&ud__a.poke, 1);
+        ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
+        ud__sleep_us(i < 10 ? 100 : 1000);
+    }
+    atomic_store(&ud__a.leave, 0); /* or it would end the next one */
 }
 
 int ud__agent_start(void)
 {
     int none = UD__AGENT_NONE;
     ud__fork_notice();
-    if (ud__a.disabled || !ud__a.socket[0] || ud__in_vfork())
+    if (ud__a.disabled || !ud__a.socket[0] || atomic_load(&ud__a.left) || ud__in_vfork())
         return -ENOENT;
     if (!atomic_compare_exchange_strong(&ud__a.state, &none, UD__AGENT_STARTING))
         return -EALREADY;

@@ -44,7 +44,10 @@ int ud_join(const char *socket_path, int regions_advised)
         return strcmp(ud__a.socket, socket_path) == 0 ? 0 : -EALREADY;
     memmove(ud__a.socket, socket_path, strlen(socket_path) + 1);
     ud__a.advised = regions_advised != 0;
+    atomic_store(&ud__a.left, 0);
     int r = ud__agent_start();
+    if (r == -EALREADY) /* memory that grows was faster */
+        r = 0;
     if (r == 0 && (r = wait_for(settled_start, 5000000)) == 0 && !ud_joined())
         r = -ECONNREFUSED;
     return r;
@@ -54,11 +57,13 @@ int ud_leave(void)
 {
     if (atomic_load(&ud__a.state) == UD__AGENT_NONE)
         return -ENOENT;
+    atomic_store(&ud__a.left, 1); /* before: memory may grow in the moment after */
     atomic_store(&ud__a.leave, UD__LEAVE);
     atomic_fetch_add(&ud__a.poke, 1);
     ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
     int r = wait_for(gone, 60000000);
-    ud__a.socket[0] = 0; /* growth does not bring it back */
+    if (atomic_load(&ud__a.left))
+        ud__a.socket[0] = 0;
     return r;
 }
 
@@ -125,15 +130,6 @@ static void tell_kernel(int on)
         unsetenv(CARRIER);
 }
 
-static int unmerge_all(void)
-{
-    int r = 0;
-    for (uint64_t at = 0; r == 0 && at < 1ull << 47; at += 1ull << 43) /* a piece counts pages in 32 bits */
-        if (ud__merged_any(at, at + (1ull << 43)))
-            r = ud__unmerge_range(at, at + (1ull << 43));
-    return r;
-}
-
 int ud_memory_merge_set(int on)
 {
     int before = atomic_load(&ud__a.merge_any);
@@ -149,7 +145,7 @@ int ud_memory_merge_set(int on)
         return 0;
     atomic_store(&ud__a.merge_any, UD__MERGE_ADVISED); /* before the rest: a batch asks in its hold */
     ud__region_drop_merge();
-    int r = unmerge_all();
+    int r = ud__unmerge_range(0, 1ull << 47);
     if (r == 0)
         tell_kernel(0);
     else

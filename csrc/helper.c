@@ -7,7 +7,7 @@
  * told by a word in our memory, so a program that reaps it with __WALL does not confuse us. One that is stopped
  * (SIGSTOP to a process group, of which only the program is continued) is killed: it may be holding everybody.
  * Async-signal-safe.
- * Fails: -EAGAIN or -ENOMEM from clone; -ECHILD if somebody killed it, in which case the kernel has let go
+ * Fails: -EAGAIN or -ENOMEM from clone; -EPERM where it would be the init of a PID namespace (interpose_task.c); -ECHILD if somebody killed it, in which case the kernel has let go
  * of every thread it held.
  */
 #include <sched.h>
@@ -19,6 +19,7 @@
 #include "internal.h"
 
 UD_HIDDEN _Atomic uint64_t ud__helper_cpu_us;
+UD_HIDDEN atomic_int ud__helper_none;
 
 struct call {
     void (*fn)(void *);
@@ -64,6 +65,8 @@ static void helper_main(void *arg)
 int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_top)
 {
     struct call c = {.fn = fn, .arg = arg, .starter = (int)ud__sys(__NR_getpid)};
+    if (atomic_load(&ud__helper_none))
+        return -EPERM;
     unsigned long flags = CLONE_VM | CLONE_UNTRACED | (share_files ? CLONE_FILES : 0);
     long pid = ud__clone(flags, stack_top, NULL, NULL, helper_main, &c);
     if (pid < 0)

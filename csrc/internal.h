@@ -166,6 +166,7 @@ void ud__ledger_commit(struct ud__ledger *l) UD_HIDDEN; /* raises gen: what was 
 struct ud__stack { char *top; };
 #define UD__STACK_BYTES (64u * 1024)
 extern UD_HIDDEN _Atomic uint64_t ud__helper_cpu_us; /* CPU of all helpers so far */
+extern UD_HIDDEN atomic_int ud__helper_none; /* 1: the next child is the program's to make */
 /* Asks the scheduler for slices of that length: who has shorter ones than another runs before it when it wakes. Kernels
  * before 6.12 ignore it. */
 void ud__slice(uint64_t us) UD_HIDDEN;
@@ -247,6 +248,9 @@ void ud__sleepers_add(int tid, unsigned long nr, const uint64_t *args) UD_HIDDEN
 /* The number of the call that the thread was seen asleep in at this place, and its first argument; -1 if none. */
 long ud__sleepers_call(int tid, uint64_t sp, uint64_t pc, uint64_t *first) UD_HIDDEN;
 
+#define UD__DONTNEED_LOCKED 24 /* madvise */
+#define UD__GUARD_INSTALL 102
+
 /* ---- job.c, merge.c, unmerge.c: what a holder does ----------------------------------------------------------------- */
 
 enum ud__job_kind { UD__JOB_MERGE, UD__JOB_ZERO, UD__JOB_UNMERGE, UD__JOB_RELOCATE, UD__JOB_DISCARD };
@@ -271,9 +275,10 @@ struct ud__job {
     uint32_t min_run;
     int64_t vmas_left;      /* may be used up */
     uint64_t scratch;       /* RELOCATE, UNMERGE */
-    uint64_t scratch_len;
+    uint64_t scratch_len;   /* RELOCATE: the new length; DISCARD: the length */
     uint64_t result;
     int no_hold;            /* DISCARD: the caller alone is concerned */
+    int advice;             /* DISCARD: the program's */
     int advised;            /* MERGE in mode trap: advised memory only, whatever the program said */
     long flags;             /* RELOCATE: mremap's */
     /* out */
@@ -304,8 +309,9 @@ int ud__merged_really(uint64_t start, uint64_t end) UD_HIDDEN;
 int ud__unmerge_range(uint64_t start, uint64_t end) UD_HIDDEN;
 /* From an app thread, outside busy: mremap(2) over pieces that merging made of one mapping. */
 long ud__relocate(uint64_t addr, uint64_t old_len, uint64_t new_len, long flags, uint64_t to) UD_HIDDEN;
-/* From an app thread, inside busy: fresh zero pages in place of the merged ones in [start, end). */
-int ud__discard_range(uint64_t start, uint64_t end) UD_HIDDEN;
+/* From an app thread, inside busy: madvise that throws contents away, with fresh zero pages in place of the merged ones in
+ * [start, end), as far as the kernel would come. Its answer: 0, or -errno. */
+int ud__discard_range(uint64_t start, uint64_t end, int advice) UD_HIDDEN;
 
 /* recognise.c: in a hold; 1 if this page's owner is known to call nothing that merging would show to it. */
 int ud__recognised(const struct ud__vma *v, uint64_t page) UD_HIDDEN;
@@ -339,6 +345,9 @@ int ud__region_grows(uint64_t start, uint64_t end) UD_HIDDEN; /* 1 if the mappin
 int ud__region_any(uint64_t start, uint64_t end) UD_HIDDEN; /* 1 if a part of it may bear a mark */
 void ud__region_drop_merge(void) UD_HIDDEN; /* forgets all advice to merge; what is kept out stays out */
 void ud__region_unmap(uint64_t start, uint64_t end) UD_HIDDEN; /* forgets marks, as the kernel forgets a mapping's */
+/* What is kept out stays so where mremap brings it, for flags of the mapping come along. Advice to merge does not: in mode
+ * trap it would close what comes to lie there. stays: the old range is still mapped. */
+void ud__region_move(uint64_t old, uint64_t old_len, uint64_t to, uint64_t new_len, int stays) UD_HIDDEN;
 void ud__region_forked(void) UD_HIDDEN;
 extern UD_HIDDEN atomic_uint ud__region_gen; /* raised by every mark */
 /* locked.c: VmLck and VmPin of the process, kB; and marks what is locked, DONTFORK and the like as to be kept out. */
@@ -350,6 +359,11 @@ void ud__locked_mark(int pid) UD_HIDDEN;
 /* ---- interpose_malloc.c ------------------------------------------------------------------------------------------------ */
 
 void ud__malloc_own(void) UD_HIDDEN;     /* lists its tables as ours again, in a forked child */
+/* Interposers: the program has closed memory, or locked some, maybe a block, which is freed as it is. */
+extern UD_HIDDEN atomic_int ud__malloc_closed, ud__malloc_locked;
+long ud__mprotect(uint64_t addr, size_t len, int prot) UD_HIDDEN; /* interpose_mm.c; 0 or -errno */
+int ud__malloc_spare(void) UD_HIDDEN;    /* gives all of them back, for want of memory; 1 if there were any */
+long ud__mremap(uint64_t addr, size_t old_len, size_t new_len, int flags, uint64_t to) UD_HIDDEN; /* interpose_mm.c; -errno */
 void ud__malloc_release(void) UD_HIDDEN; /* agent: gives idle cached blocks back to the kernel */
 
 /* ---- agent.c ---------------------------------------------------------------------------------------------------------- */
@@ -370,6 +384,7 @@ struct ud__agent {
     int sock;
     int have_key;
     atomic_int leave;      /* 1: asked to unmerge and end */
+    atomic_int left;       /* the program has left: nothing but ud_join brings an agent back */
     atomic_int poke;       /* futex: wakes the agent while it has no merger */
     int resting;           /* long sleeps between passes: each may as well be thorough */
     int kicked;            /* somebody waits in settle: no idle backoff */
@@ -481,6 +496,7 @@ const struct ud__segment *ud__segment_list(size_t *n) UD_HIDDEN;
 void ud__segment_reset(int close_all) UD_HIDDEN;
 /* The inodes this process, or a forebear it was forked from, ever mapped. Inherited by fork. */
 int ud__inode_known(uint64_t inode) UD_HIDDEN;
+int ud__segment_device(uint32_t dev) UD_HIDDEN; /* 1: such inodes are on that device (struct ud__vma) */
 int ud__inode_learn(uint64_t inode) UD_HIDDEN; /* 0, or -ENOSPC */
 void ud__inode_unlearn(uint64_t inode) UD_HIDDEN;
 

@@ -22,6 +22,7 @@
 #define LEAF_BITS 30 /* a leaf covers 1 GiB */
 #define ROOT_COUNT (1u << (47 - LEAF_BITS))
 #define MOVE_STEP (8u << 20)
+#define BLOCK_MOST (1ull << 43) /* pages are counted in 32 bits */
 #define CACHE_AGE_US 5000000u
 #define CACHE_SLOTS 32
 #define CACHE_BYTES (32u << 20)
@@ -51,6 +52,7 @@ static struct cached {
     uint64_t since_us;
 } cache[CACHE_SLOTS];
 static _Atomic int64_t cache_bytes;
+UD_HIDDEN atomic_int ud__malloc_closed, ud__malloc_locked;
 
 /* The malloc behind us: libc's, or another preloaded one. */
 static void learn_next(void)
@@ -182,10 +184,33 @@ static uint64_t cache_get(uint64_t pages, uint64_t *got)
         if (!fits)
             continue;
         atomic_fetch_sub(&cache_bytes, (int64_t)(have << ud__page_shift));
+        if (UD_UNLIKELY(atomic_load_explicit(&ud__malloc_closed, memory_order_relaxed)) &&
+            ud__mprotect(addr, have << ud__page_shift, PROT_READ | PROT_WRITE) != 0) {
+            unmap(addr, have);
+            return 0;
+        }
         *got = have;
         return addr;
     }
     return 0;
+}
+
+/* No memory, or no address space, is left: what lies there goes back at once. 1 if that was anything. */
+int ud__malloc_spare(void)
+{
+    int found = 0, saved = errno;
+    for (int i = 0; atomic_load(&cache_bytes) > 0 && i < CACHE_SLOTS; i++) {
+        uint64_t addr = atomic_load(&cache[i].addr);
+        if (addr <= 1 || !atomic_compare_exchange_strong(&cache[i].addr, &addr, 1))
+            continue;
+        uint64_t pages = cache[i].pages;
+        atomic_fetch_sub(&cache_bytes, (int64_t)(pages << ud__page_shift));
+        atomic_store(&cache[i].addr, 0);
+        unmap(addr, pages);
+        found = 1;
+    }
+    errno = saved;
+    return found;
 }
 
 /* By the agent of a calm program, once a pass: what has lain there for a while goes back to the kernel. Not sooner: where
@@ -219,14 +244,14 @@ static long map_block(uint64_t pages)
 static void *block_new(size_t bytes, int zeroed)
 {
     uint64_t pages = (bytes + ud__page - 1) >> ud__page_shift, got = 0;
-    if (bytes > (1ull << 46))
+    if (bytes > BLOCK_MOST)
         return NULL;
     uint64_t addr = cache_get(pages, &got);
     if (addr && zeroed)
         memset((void *)addr, 0, got << ud__page_shift);
     if (!addr) {
         long p = map_block(pages);
-        while (ud__is_err(p) && ud__budget_make_room())
+        while (ud__is_err(p) && (ud__malloc_spare() || ud__budget_make_room()))
             p = map_block(pages);
         if (ud__is_err(p))
             return NULL;
@@ -248,7 +273,7 @@ static void block_free(void *p, uint64_t pages)
     int saved = errno;
     atomic_store(entry((uint64_t)p, 0), 0);
     int marked = ud__region_any((uint64_t)p, (uint64_t)p + (pages << ud__page_shift)); /* advice ends with the block */
-    if (marked || !cache_put((uint64_t)p, pages))
+    if (marked || atomic_load_explicit(&ud__malloc_locked, memory_order_relaxed) || !cache_put((uint64_t)p, pages))
         unmap((uint64_t)p, pages);
     errno = saved;
 }
@@ -271,6 +296,23 @@ static int resize_would_show(void *p, size_t *have)
     return ud__merged_any((uint64_t)p & ~(uint64_t)(ud__page - 1), (uint64_t)p + *have);
 }
 
+/* Where there is no room for a second block, libc would get along with the difference. */
+static void *block_stretch(void *p, uint64_t pages, size_t bytes)
+{
+    uint64_t from = (uint64_t)p, want = (bytes + ud__page - 1) >> ud__page_shift, len = pages << ud__page_shift;
+    atomic_store(entry(from, 0), 0); /* before others can get a block there */
+    long to = ud__mremap(from, len, want << ud__page_shift, MREMAP_MAYMOVE, 0);
+    _Atomic uint32_t *e = ud__is_err(to) ? NULL : entry((uint64_t)to, 1);
+    if (e) {
+        atomic_store(e, (uint32_t)want);
+        return (void *)to;
+    }
+    if (!ud__is_err(to)) /* no table can be had for it: back again */
+        ud__mremap((uint64_t)to, want << ud__page_shift, len, MREMAP_MAYMOVE | MREMAP_FIXED, from);
+    atomic_store(entry(from, 0), (uint32_t)pages);
+    return NULL;
+}
+
 /* Moves the contents into a larger block. By copying, never by mremap: what was one mapping is several once a part of it
  * is tracked or merged, and since Linux 6.17 an mremap over several may fail with some of them moved. Room to grow is
  * mapped (not touched) at once, so a block that grows step by step is copied seldom; what was copied is given back
@@ -280,7 +322,7 @@ static void *block_move(void *p, uint64_t pages, size_t bytes)
     uint64_t from = (uint64_t)p, len = pages << ud__page_shift;
     char *fresh = block_new(bytes + bytes / 2, 0);
     if (!fresh && !(fresh = block_new(bytes, 0)))
-        return NULL;
+        return block_stretch(p, pages, bytes);
     for (uint64_t done = 0; done < len; done += MOVE_STEP) {
         uint64_t step = len - done < MOVE_STEP ? len - done : MOVE_STEP;
         memcpy(fresh + done, (char *)p + done, step);
@@ -308,7 +350,10 @@ static void *block_resize(void *p, uint64_t pages, size_t bytes)
 }
 
 /* Has malloc behind us run into the limit of mappings, and did merging give some back? */
-static inline int again(const void *p) { return UD_UNLIKELY(!p) && errno == ENOMEM && ud__budget_make_room(); }
+static inline int again(const void *p)
+{
+    return UD_UNLIKELY(!p) && errno == ENOMEM && (ud__malloc_spare() || ud__budget_make_room());
+}
 
 /* ---- the interposed calls ---------------------------------------------------------------------------------------------------------- */
 
@@ -369,7 +414,7 @@ UD_API void *realloc(void *p, size_t bytes)
         block_free(p, pages);
         return NULL;
     }
-    void *r = block_resize(p, pages, bytes);
+    void *r = bytes > BLOCK_MOST ? NULL : block_resize(p, pages, bytes); /* more would overflow what is reckoned with it */
     if (!r)
         errno = ENOMEM;
     return r;
@@ -413,7 +458,14 @@ UD_API int posix_memalign(void **out, size_t align, size_t bytes)
 
 UD_API void *valloc(size_t bytes) { return memalign(ud__page, bytes); }
 
-UD_API void *pvalloc(size_t bytes) { return memalign(ud__page, (bytes + ud__page - 1) & ~(ud__page - 1)); }
+UD_API void *pvalloc(size_t bytes)
+{
+    if (bytes > SIZE_MAX - ud__page) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    return memalign(ud__page, (bytes + ud__page - 1) & ~(ud__page - 1));
+}
 
 UD_API size_t malloc_usable_size(void *p)
 {

@@ -7,6 +7,8 @@
  *   madvise REMOVE              EACCES                                    EINVAL, as on anonymous memory
  *   madvise DONTFORK, WIPE...   flags lost, EINVAL                        unmerged first, kept out from then on
  *   madvise MERGEABLE           -                                         our registry, not the kernel's
+ *   process_madvise, to itself  as madvise                                as madvise
+ *   mprotect, mlock, ...        on blocks that are freed so               not kept for reuse as they are
  *   prctl PR_SET_MEMORY_MERGE   -                                         ours
  *
  * Guarantees: POSIX results and errno as without us; async-signal-safe; nothing but a counter and a load where
@@ -20,6 +22,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include "internal.h"
 #include "trap.h"
@@ -28,8 +31,11 @@
 #define PR_SET_MEMORY_MERGE 67
 #define PR_GET_MEMORY_MERGE 68
 #endif
-#define ADV_DONTNEED_LOCKED 24
-#define ADV_GUARD_INSTALL 102
+#define ADV_COLLAPSE 25
+#define IOV_MOST 1024
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
 
 static long out(long r)
 {
@@ -58,11 +64,13 @@ static void open_trap(uint64_t start, uint64_t len)
 
 static int ever(void) { return UD_UNLIKELY(atomic_load_explicit(&ud__merged_ever, memory_order_acquire)); }
 
-/* A piece of a segment would not grow. */
-static void note_grower(long at, size_t len, int flags)
+/* A piece of a segment would not grow, nor be wiped on fork. */
+static void note_kind(long at, size_t len, int flags)
 {
     if (UD_UNLIKELY(flags & MAP_GROWSDOWN) && !ud__is_err(at) && UD__GUARD_ON(UD__GUARD_DOWN))
         ud__region_mark((uint64_t)at, up((uint64_t)at + len), UD__REG_GROWS);
+    else if (UD_UNLIKELY((flags & 15) == 8 /* MAP_DROPPABLE */) && !ud__is_err(at))
+        ud__region_mark((uint64_t)at, up((uint64_t)at + len), UD__REG_KEEP_OUT);
 }
 
 static long mmap_fixed(void *addr, size_t len, int prot, int flags, int fd, off_t off)
@@ -74,11 +82,17 @@ static long mmap_fixed(void *addr, size_t len, int prot, int flags, int fd, off_
         ud__region_unmap((uint64_t)r, up((uint64_t)r + len));
         if (ever())
             ud__merged_clear((uint64_t)r, up((uint64_t)r + len));
-        note_grower(r, len, flags);
+        note_kind(r, len, flags);
     }
     ud__busy_leave();
     ud__budget_note(!ud__is_err(r));
     return r;
+}
+
+/* After ENOMEM: may what udedup has kept be the reason, and is the call worth another try? */
+static int room_was_made(long r)
+{
+    return UD_UNLIKELY(r == -ENOMEM) && (ud__malloc_spare() || ud__budget_make_room());
 }
 
 static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
@@ -86,15 +100,15 @@ static void *do_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t 
     int replaces = flags & MAP_FIXED && !(flags & 0x100000 /* MAP_FIXED_NOREPLACE */);
     if (UD_UNLIKELY(replaces)) {
         long r = mmap_fixed(addr, len, prot, flags, fd, off);
-        while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+        while (room_was_made(r))
             r = mmap_fixed(addr, len, prot, flags, fd, off);
         return (void *)out(r);
     }
     long r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
-    while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
+    while (room_was_made(r))
         r = ud__sys(__NR_mmap, addr, len, prot, flags, fd, off);
     ud__budget_note(!ud__is_err(r));
-    note_grower(r, len, flags);
+    note_kind(r, len, flags);
     if (!ud__is_err(r) && flags & MAP_PRIVATE && flags & MAP_ANONYMOUS && prot & PROT_WRITE)
         ud__note_growth((int64_t)len);
     return (void *)out(r);
@@ -141,21 +155,26 @@ static int pure_move(size_t old_len, size_t new_len, int flags)
     return flags & MREMAP_FIXED && up(old_len) == up(new_len) && atomic_load(&ud__a.state) != UD__AGENT_NONE;
 }
 
-static int moves_or_grows(size_t old_len, size_t new_len, int flags)
+/* Is it a request that the kernel may grant? What is not goes to the kernel, which says what is wrong with it: we would move
+ * a mapping over itself. */
+static int sound(uint64_t addr, size_t old_len, size_t new_len, int flags, uint64_t to)
 {
-    return up(new_len) > up(old_len) || flags & ~MREMAP_MAYMOVE || old_len == 0;
+    uint64_t most = 1ull << 43; /* pages are counted in 32 bits */
+    if (addr % ud__page || !old_len || !new_len || old_len > most || new_len > most ||
+        flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP))
+        return 0;
+    if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)))
+        return 1;
+    if (!(flags & MREMAP_MAYMOVE) || to % ud__page || to > UINT64_MAX / 2)
+        return 0;
+    if (flags & MREMAP_DONTUNMAP && up(old_len) != up(new_len))
+        return 0;
+    return to + up(new_len) <= addr || addr + up(old_len) <= to;
 }
 
-/* Advice does not move along, and none is left where something else may come to lie: in mode trap it would be closed. */
-static void unmark_moved(uint64_t addr, size_t old_len, uint64_t to, size_t new_len)
+static int moves_or_grows(size_t old_len, size_t new_len, int flags)
 {
-    if (to == addr) {
-        if (up(new_len) < up(old_len))
-            ud__region_unmap(addr + up(new_len), addr + up(old_len));
-        return;
-    }
-    ud__region_unmap(addr, addr + up(old_len));
-    ud__region_unmap(to, to + up(new_len));
+    return up(new_len) > up(old_len) || flags & ~MREMAP_MAYMOVE;
 }
 
 static int really_merged(uint64_t start, uint64_t end)
@@ -181,16 +200,10 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
         if (!ud__is_err(r) && !merged && flags & MREMAP_FIXED)
             ud__merged_clear((uint64_t)r, (uint64_t)r + up(new_len));
         if (!ud__is_err(r))
-            unmark_moved(addr, old_len, (uint64_t)r, new_len);
+            ud__region_move(addr, up(old_len), (uint64_t)r, up(new_len), flags & MREMAP_DONTUNMAP);
         ud__busy_leave();
         if (r != -EFAULT)
             return r;
-        if (old_len == 0 || addr % ud__page || new_len == 0)
-            return merged ? -EINVAL : r; /* old_len 0 duplicates shared mappings only */
-        if (flags & MREMAP_MAYMOVE)
-            ud__region_unmap(addr, addr + up(old_len)); /* before others can map there */
-        if (flags & MREMAP_FIXED)
-            ud__region_unmap((uint64_t)to, (uint64_t)to + up(new_len));
         r = ud__relocate(addr, up(old_len), up(new_len), flags, (uint64_t)to);
         if (r == -EFAULT && ours) { /* not plain memory: shared, a file. Such mappings we never cut up */
             ours = 0;
@@ -206,7 +219,8 @@ static long remap_across(uint64_t addr, size_t old_len, size_t new_len, int flag
 
 static long do_mremap(void *addr, size_t old_len, size_t new_len, int flags, void *to)
 {
-    if (pure_move(old_len, new_len, flags) || (ever() && moves_or_grows(old_len, new_len, flags)))
+    int may = sound((uint64_t)addr, old_len, new_len, flags, (uint64_t)to);
+    if (may && (pure_move(old_len, new_len, flags) || (ever() && moves_or_grows(old_len, new_len, flags))))
         return remap_across((uint64_t)addr, old_len, new_len, flags, to);
     ud__busy_enter();
     open_trap((uint64_t)addr, up(old_len));
@@ -214,54 +228,62 @@ static long do_mremap(void *addr, size_t old_len, size_t new_len, int flags, voi
         settle((uint64_t)to, new_len);
     long r = ud__sys(__NR_mremap, addr, old_len, new_len, flags, to);
     if (!ud__is_err(r)) {
-        unmark_moved((uint64_t)addr, old_len, (uint64_t)r, new_len);
+        ud__region_move((uint64_t)addr, up(old_len), (uint64_t)r, up(new_len), flags & MREMAP_DONTUNMAP);
         if (ever() && new_len < old_len)
             ud__merged_clear((uint64_t)addr + up(new_len), (uint64_t)addr + up(old_len));
+        if (ever() && flags & MREMAP_FIXED)
+            ud__merged_clear((uint64_t)r, (uint64_t)r + up(new_len));
         ud__note_growth((int64_t)new_len - (int64_t)old_len);
     }
     ud__busy_leave();
-    if (r == -EFAULT && atomic_load(&ud__a.state) != UD__AGENT_NONE) /* tracking has made several mappings of one */
+    if (r == -EFAULT && may && atomic_load(&ud__a.state) != UD__AGENT_NONE) /* tracking has made several mappings of one */
         r = remap_across((uint64_t)addr, old_len, new_len, flags, to);
+    return r;
+}
+
+long ud__mremap(uint64_t addr, size_t old_len, size_t new_len, int flags, uint64_t to)
+{
+    long r = do_mremap((void *)addr, old_len, new_len, flags, (void *)to);
+    while (room_was_made(r))
+        r = do_mremap((void *)addr, old_len, new_len, flags, (void *)to);
     return r;
 }
 
 UD_API void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
 {
     void *to = NULL;
-    if (flags & MREMAP_FIXED || flags & 4 /* MREMAP_DONTUNMAP */) {
+    if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
         va_list ap;
         va_start(ap, flags);
         to = va_arg(ap, void *);
         va_end(ap);
     }
-    long r = do_mremap(addr, old_len, new_len, flags, to);
-    while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
-        r = do_mremap(addr, old_len, new_len, flags, to);
-    return (void *)out(r);
+    return (void *)out(ud__mremap((uint64_t)addr, old_len, new_len, flags, (uint64_t)to));
 }
 
 /* Advice that throws contents away: where pages are merged the kernel would show the segment again. */
 static long advise_discard(uint64_t start, uint64_t end, int advice)
 {
-    long r = 0;
     ud__busy_enter();
     open_trap(start, end - start);
-    if (ever() && ud__merged_any(start, end))
-        r = ud__discard_range(start, end);
+    int merged = ever() && ud__merged_any(start, end);
     ud__test_gap();
-    if (r == 0)
-        r = ud__sys(__NR_madvise, start, end - start, advice);
+    long r = merged ? ud__discard_range(start, end, advice) : ud__sys(__NR_madvise, start, end - start, advice);
     ud__busy_leave();
     return r;
 }
 
+/* The kernel frees what comes before the first private memory, and says EINVAL there. */
 static long advise_remove(uint64_t start, uint64_t end)
 {
     ud__busy_enter();
     int merged = ever() && ud__merged_any(start, end) && ud__merged_really(start, end);
-    long r = merged ? -EINVAL : ud__sys(__NR_madvise, start, end - start, MADV_REMOVE);
+    uint64_t upto = merged ? start : end;
+    while (upto < end && !ud__merged_test(upto))
+        upto += ud__page;
+    long r = start < upto || !merged ? ud__sys(__NR_madvise, start, upto - start, MADV_REMOVE) : 0;
     ud__busy_leave();
-    return r;
+    return merged && (!r || r == -ENOMEM) ? -EINVAL : r;
 }
 
 /* Advice about the mapping itself: it must be a plain one again, and stay so. */
@@ -279,8 +301,8 @@ static long do_madvise(uint64_t start, uint64_t end, int advice)
     switch (advice) {
     case MADV_DONTNEED:
     case MADV_FREE:
-    case ADV_DONTNEED_LOCKED:
-    case ADV_GUARD_INSTALL:
+    case UD__DONTNEED_LOCKED:
+    case UD__GUARD_INSTALL:
         return advise_discard(start, end, advice);
     case MADV_REMOVE:
         return advise_remove(start, end);
@@ -308,8 +330,12 @@ static long do_mprotect(void *addr, size_t len, int prot)
     return r;
 }
 
+long ud__mprotect(uint64_t addr, size_t len, int prot) { return do_mprotect((void *)addr, len, prot); }
+
 UD_API int mprotect(void *addr, size_t len, int prot)
 {
+    if ((prot & (PROT_READ | PROT_WRITE | PROT_EXEC)) != (PROT_READ | PROT_WRITE))
+        atomic_store_explicit(&ud__malloc_closed, 1, memory_order_relaxed);
     long r = do_mprotect(addr, len, prot);
     while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = do_mprotect(addr, len, prot);
@@ -317,18 +343,58 @@ UD_API int mprotect(void *addr, size_t len, int prot)
     return (int)out(r);
 }
 
-UD_API int madvise(void *addr, size_t len, int advice)
+/* What is locked stays so until it is unmapped. */
+UD_API int mlock(const void *addr, size_t len)
+{
+    atomic_store_explicit(&ud__malloc_locked, 1, memory_order_relaxed);
+    return (int)out(ud__sys(__NR_mlock, addr, len));
+}
+
+UD_API int mlock2(const void *addr, size_t len, unsigned flags)
+{
+    atomic_store_explicit(&ud__malloc_locked, 1, memory_order_relaxed);
+    return (int)out(ud__sys(__NR_mlock2, addr, len, flags));
+}
+
+UD_API int mlockall(int flags)
+{
+    atomic_store_explicit(&ud__malloc_locked, 1, memory_order_relaxed);
+    return (int)out(ud__sys(__NR_mlockall, flags));
+}
+
+static long advise(void *addr, size_t len, int advice)
 {
     uint64_t start = (uint64_t)addr, end = up(start + len);
     int ours = ud__a.socket[0] && !ud__a.disabled;
     if (UD_UNLIKELY(start % ud__page || end < start))
-        return (int)out(ud__sys(__NR_madvise, addr, len, advice));
+        return ud__sys(__NR_madvise, addr, len, advice);
     if (ours && (advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE))
-        return (int)out(ud_advise(addr, end - start, advice));
+        return ud_advise(addr, end - start, advice);
     long r = do_madvise(start, end, advice);
     while (UD_UNLIKELY(r == -ENOMEM) && ud__budget_make_room())
         r = do_madvise(start, end, advice);
-    return (int)out(r);
+    return r;
+}
+
+UD_API int madvise(void *addr, size_t len, int advice) { return (int)out(advise(addr, len, advice)); }
+
+/* Advice that a process may give to itself only (since Linux 6.13). What else there is does not show. */
+static int for_oneself(int advice)
+{
+    return advice != MADV_COLD && advice != MADV_PAGEOUT && advice != MADV_WILLNEED && advice != ADV_COLLAPSE;
+}
+
+UD_API ssize_t process_madvise(int fd, const struct iovec *v, size_t n, int advice, unsigned flags)
+{
+    size_t done = 0;
+    long r = 0;
+    /* Of nothing: is it this process, and does the kernel take such advice? */
+    if (!ever() || n > IOV_MOST || !for_oneself(advice) || ud__sys(__NR_process_madvise, fd, v, 0, advice, flags))
+        return out(ud__sys(__NR_process_madvise, fd, v, n, advice, flags));
+    for (size_t i = 0; i < n && !r; i++)
+        if (!(r = advise(v[i].iov_base, v[i].iov_len, advice)))
+            done += v[i].iov_len;
+    return done ? (ssize_t)done : out(r);
 }
 
 UD_API int prctl(int option, ...)

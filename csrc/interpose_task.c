@@ -1,6 +1,7 @@
 /* interpose_task.c: calls in which our agent, or its helpers, would show.
  *
  *   unshare, setns   granted in part only to a process with one thread: the agent ends first and starts again after
+ *                    and no helper of ours is made in a new PID namespace, where it would be the init
  *   ptrace           a debugger waits for whatever child there is (__WALL) and would take a helper of ours for one of
  *                    its own: a process that traces others takes no part any more
  *
@@ -11,16 +12,35 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdarg.h>
+#include <string.h>
 #include <sys/ptrace.h>
 
 #include "internal.h"
 
+static int other_link(const char *a, const char *b)
+{
+    char one[64] = "", other[64] = "";
+    if (ud__sys(__NR_readlinkat, -100 /* AT_FDCWD */, a, one, sizeof one - 1) <= 0 ||
+        ud__sys(__NR_readlinkat, -100, b, other, sizeof other - 1) <= 0)
+        return 1; /* of a namespace that has no init yet nothing is told */
+    return strcmp(one, other) != 0;
+}
+
+/* The first child made in a new PID namespace is its init, and the last when it ends: no helper of ours may be it. */
+static void mind_children(long nr, long a, long b)
+{
+    long type = nr == __NR_unshare ? a : b ? b : CLONE_NEWPID; /* setns(fd, 0) says nothing */
+    if (type & CLONE_NEWPID && !ud__in_vfork())
+        atomic_store(&ud__helper_none, other_link("/proc/thread-self/ns/pid", "/proc/thread-self/ns/pid_for_children"));
+}
+
 static int alone(long nr, long a, long b)
 {
     int had = atomic_load(&ud__a.state) != UD__AGENT_NONE;
-    if (had)
-        ud__agent_quit();
+    ud__agent_quit();
     long r = ud__sys(nr, a, b);
+    if (r == 0)
+        mind_children(nr, a, b);
     if (had)
         ud__agent_start();
     if (r < 0)

@@ -7,7 +7,9 @@
  * Fails: j->cause_begin says why nothing was done; -errno when no holder could be made; -ECHILD when the
  * holder was killed: the ledger may then lag behind the mappings, and the agent compares them anew.
  */
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 
 #include "internal.h"
 #include "kernel_signal.h"
@@ -73,6 +75,7 @@ void ud__job_postfork(int in_child)
 void ud__job_forked(void)
 {
     atomic_store(&job_lock, 0);
+    atomic_store(&ud__helper_none, 0);
     ringless.size = 0;
     held_table = NULL; /* DONTFORK: it is not here */
     ud__park_forked();
@@ -140,14 +143,27 @@ static void work(struct ud__job *j)
     }
 }
 
-static void holder_main(void *arg)
+/* After chroot there may be no /proc any more, but the agent has its view open. 0, or -errno (before Linux 6.9, say). */
+static int borrow_maps(struct ud__maps *m)
 {
-    struct ud__job *j = arg;
-    ud__slice(HOLD_SLICE_US);
+    int theirs = ud__a.maps.fd, tid = atomic_load(&ud__a.tid);
+    if (theirs < 0 || !tid || !ud__a.maps.query)
+        return -ENOENT;
+    long agent = ud__sys(__NR_pidfd_open, tid, O_EXCL /* PIDFD_THREAD */);
+    if (agent < 0)
+        return (int)agent;
+    m->query = 1;
+    m->fd = (int)ud__sys(438 /* pidfd_getfd */, agent, theirs, 0);
+    ud__sys(__NR_close, agent);
+    return m->fd < 0 ? m->fd : 0;
+}
+
+static void hold_and_work(struct ud__job *j)
+{
     int borrowed = j->ledger && ud__a.maps.query; /* the agent's own view, in the table we share with it */
     if (borrowed) {
         j->maps = ud__a.maps;
-    } else if (ud__maps_open(&j->maps, j->hold.pid) < 0) {
+    } else if (ud__maps_open(&j->maps, j->hold.pid) < 0 && borrow_maps(&j->maps) < 0) {
         j->cause_begin = UD_CAUSE_GONE;
         return;
     }
@@ -168,6 +184,35 @@ static void holder_main(void *arg)
     }
     if (!borrowed)
         ud__maps_close(&j->maps);
+}
+
+static void holder_main(void *arg)
+{
+    struct ud__job *j = arg;
+    ud__slice(HOLD_SLICE_US);
+    if (!j->ledger) /* a copy of the program's descriptors: it may have used up all there may be, and we need some */
+        ud__sys(__NR_close_range, 0, ~0u, 0);
+    hold_and_work(j);
+}
+
+/* Is there no thread but the caller's, and the agent's, which is not in the midst of a job? */
+static int alone(void)
+{
+    struct stat st;
+    return ud__sys(__NR_newfstatat, AT_FDCWD, "/proc/self/task", &st, 0) == 0 &&
+           (long)st.st_nlink - 2 == 1 + (atomic_load(&ud__a.tid) != 0);
+}
+
+/* A job of the program's own on its own thread: where no helper can be made (RLIMIT_NPROC, a filter), or none must be. */
+static int run_here(struct ud__job *j)
+{
+    if (!j->no_hold && j->kind == UD__JOB_UNMERGE && !alone()) /* others might write between copy and remap */
+        return -EAGAIN;
+    int no_hold = j->no_hold;
+    j->no_hold = 1;
+    hold_and_work(j);
+    j->no_hold = no_hold;
+    return 0;
 }
 
 /* The lot, if threads are to be parked, is open while the holder lives, however it ends. */
@@ -252,17 +297,22 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
     j->cause_begin = -1;
     j->maps.fd = -1;
     j->hold.pid = (int)ud__sys(__NR_getpid);
-    if (!held_table && !trap)
+    int here = j->kind == UD__JOB_DISCARD;
+    if (!held_table && !trap && !here)
         held_table = ud__alloc(UD__HOLD_MAX * sizeof *held_table);
     if (trap && j->ledger && pinned(&ud__a.maps, &kb)) { /* by the agent's descriptors, which only it has */
         j->cause_begin = UD_CAUSE_PINNED;
         r = 0;
     } else if (trap) {
         r = ud__trap_job(j);
-    } else if (held_table) {
+    } else if (held_table || here) {
         j->hold.spare_tid = spare_tid;
         j->hold.t = held_table;
-        r = hold_somehow(j, share_files);
+        r = here ? run_here(j) : hold_somehow(j, share_files);
+        if (here && j->cause_begin >= 0) /* no descriptor left, say: a helper has a table of its own */
+            r = hold_somehow(j, share_files);
+        else if (r < 0 && r != -ECHILD && !j->ledger)
+            r = run_here(j);
     }
     atomic_fetch_add(&ud__mm_calls, 1);
     ud__job_unlock(&before);

@@ -101,6 +101,14 @@ void ud__merged_clear(uint64_t start, uint64_t end)
     uint64_t bb = ud__block_bytes();
     if (!t || start >= end)
         return;
+    if ((end - start) / bb > t->cap) { /* as in any() */
+        for (size_t i = 0; i < t->cap; i++) {
+            uint64_t k = atomic_load_explicit(&t->cells[i].key, memory_order_acquire), base = (k - 1) * bb;
+            if (k && base < end && base + bb > start)
+                atomic_fetch_and(&t->cells[i].mask, ~mask_of(base, start, end));
+        }
+        return;
+    }
     for (uint64_t base = start - start % bb; base < end; base += bb) {
         struct cell *c = find(t, block_of(base));
         if (c)

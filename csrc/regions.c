@@ -142,8 +142,42 @@ int ud__region_any(uint64_t start, uint64_t end)
 
 void ud__region_unmap(uint64_t start, uint64_t end)
 {
-    if (ud__region_any(start, end))
+    if (start < end && ud__region_any(start, end))
         ud__region_mark(start, end, 0);
+}
+
+/* The first range kept out in [at, end), cut to it. 0 if there is none. */
+static int next_kept(uint64_t at, uint64_t end, uint64_t *from, uint64_t *to)
+{
+    int found = 0;
+    uint64_t mask = lock();
+    for (int i = first_above(at); !found && i < atomic_load(&count) && list[i].start < end; i++) {
+        found = list[i].kind != UD__REG_MERGE;
+        *from = list[i].start > at ? list[i].start : at;
+        *to = list[i].end < end ? list[i].end : end;
+    }
+    unlock(mask);
+    return found;
+}
+
+void ud__region_move(uint64_t old, uint64_t old_len, uint64_t to, uint64_t new_len, int stays)
+{
+    uint64_t end = old + old_len, upto = to + new_len, from, kept;
+    if (!ud__region_any(old, end) && !ud__region_any(to, upto))
+        return;
+    ud__busy_enter(); /* no batch finds it half done */
+    if (to != old)
+        ud__region_unmap(to, upto);
+    for (uint64_t at = old; next_kept(at, end, &from, &kept); at = kept) {
+        uint64_t a = to + (from - old), b = kept == end ? upto : to + (kept - old); /* what it grows by is like its end */
+        if (a < upto)
+            ud__region_mark(a, b < upto ? b : upto, UD__REG_KEEP_OUT);
+    }
+    if (to == old)
+        ud__region_unmap(upto, end);
+    else if (!stays)
+        ud__region_unmap(old, end);
+    ud__busy_leave();
 }
 
 /* No lock: called by a holder (nobody is inside), or by the agent, whose answer a holder checks again. */

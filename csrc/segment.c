@@ -24,6 +24,17 @@ static struct ud__segment kept[SEGMENTS_MAX];
 static size_t nkept;
 static _Atomic uint64_t inodes[INODES_MAX]; /* 0 empty, 1 deleted */
 
+/* The file system that all memfds of this kernel are in, as struct ud__vma has it; 0: no segment was seen yet. */
+static _Atomic uint32_t device;
+
+/* Numbers are of one file system: another has the same ones. */
+int ud__segment_device(uint32_t dev) { return dev == atomic_load_explicit(&device, memory_order_relaxed); }
+
+static uint32_t major_minor(uint64_t st_dev)
+{
+    return (uint32_t)((st_dev >> 8 & 0xfff) << 20 | (st_dev & 0xff) | (st_dev >> 12 & 0xfff00));
+}
+
 static size_t inode_slot(uint64_t inode) { return (size_t)(inode * 0x9e3779b97f4a7c15ull >> 40) & (INODES_MAX - 1); }
 
 int ud__inode_known(uint64_t inode)
@@ -76,6 +87,9 @@ int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages)
     uint64_t pages = (uint64_t)st.st_size >> ud__page_shift;
     if (pages == 0 || pages >= 1u << UD_SLOT_BITS)
         return -EINVAL;
+    uint32_t dev = major_minor(st.st_dev), none = 0;
+    if (!atomic_compare_exchange_strong(&device, &none, dev) && none != dev)
+        return -EINVAL; /* of huge pages, say */
     *inode = st.st_ino;
     *npages = (uint32_t)pages;
     return 0;

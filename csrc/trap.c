@@ -28,6 +28,7 @@
 #define OPENERS_WAIT_US 20000
 #define SETTLE_WAIT_US 2000000 /* one killed amid it in a vforked child never leaves; one that waits for a CPU does */
 #define WINDOW_MAX 64 /* pages: a cell */
+#define TOP (1ull << 48) /* no memory of a program lies above */
 
 struct life { /* MADV_WIPEONFORK: all zero in a forked child, shared with a vforked one */
     atomic_int alive, openers;
@@ -90,7 +91,7 @@ static void wait_past(unsigned seen)
 /* Makes protected pages writable. 0, -EAGAIN when a window is over them, -ESTALE when they are no longer all
  * ours, or -errno of mprotect. Without an agent: also pages that the parent's left closed. Signals are blocked: a handler
  * that unmaps would wait for the very opener it interrupted. */
-static long open_now(uint64_t start, uint64_t end)
+static long open_counted(uint64_t start, uint64_t end, int splits)
 {
     struct life *l = atomic_load(&life);
     uint64_t all = ~0ull, before;
@@ -106,11 +107,16 @@ static long open_now(uint64_t start, uint64_t end)
         ud__trap_put(start, end, UD__TRAP_PROTECT, 0); /* protection first: who finds no bit must find the page writable */
         if (!alive)
             ud__trap_put(start, end, UD__TRAP_CLOSED, 0);
+        _Atomic uint64_t *live = splits ? atomic_load(&l->splits) : NULL;
+        if (live) /* the ledger stays while there are openers */
+            count(live);
     }
     atomic_fetch_sub(&l->openers, 1);
     ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, 8);
     return r;
 }
+
+static long open_now(uint64_t start, uint64_t end) { return open_counted(start, end, 0); }
 
 /* As open_now, and waits for windows. */
 static long open_soon(uint64_t start, uint64_t end)
@@ -186,6 +192,8 @@ void ud__trap_settle(uint64_t start, uint64_t end)
 {
     start &= ~(uint64_t)(ud__page - 1);
     end = (end + ud__page - 1) & ~(uint64_t)(ud__page - 1);
+    if (end > TOP) /* such an end would be long in coming */
+        end = TOP;
     wait_for_windows(start, end);
     ud__trap_put(start, end, UD__TRAP_PROTECT, 0);
     if (!agent_alive()) /* or whoever revives would open what the call is about to make of it */
@@ -364,13 +372,13 @@ static long open_wide(uint64_t page)
         if (!(atomic_load(&c->bits[UD__TRAP_PROTECT]) >> ((start - ud__page) >> ud__page_shift & 63) & 1))
             break;
     ud__trap_each(start, ud__trap_highest(), UD__TRAP_PROTECT, first_run, run);
-    return open_now(run[0], run[1] > page ? run[1] : page + ud__page);
+    return open_counted(run[0], run[1] > page ? run[1] : page + ud__page, 1);
 }
 
 static long split(const struct ud__trap_cell *c, uint64_t page)
 {
     uint64_t n = window(c, page), end = page + (n << ud__page_shift);
-    long r = open_now(page, end);
+    long r = open_counted(page, end, 1);
     if (r == -ENOMEM)
         r = open_wide(page);
     if (r)
@@ -378,9 +386,6 @@ static long split(const struct ud__trap_cell *c, uint64_t page)
     atomic_store_explicit(&last_end, end, memory_order_relaxed);
     atomic_store_explicit(&last_pages, n, memory_order_relaxed);
     count(&n_splits);
-    _Atomic uint64_t *live = atomic_load(&atomic_load(&life)->splits);
-    if (live)
-        count(live);
     return 0;
 }
 
@@ -455,6 +460,12 @@ void ud__trap_disable(void)
     /* The handler stays: a thread may have faulted and not have come to it yet. It passes everything on. */
     atomic_store(&ud__trap_on, 0);
     atomic_store(&atomic_load(&life)->splits, NULL);
+}
+
+void ud__trap_uncount(void)
+{
+    atomic_store(&atomic_load(&life)->splits, NULL);
+    wait_for_openers(SETTLE_WAIT_US);
 }
 
 void ud__trap_counts(struct ud__trap_counts *out)

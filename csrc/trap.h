@@ -71,6 +71,7 @@ struct ud__trap_counts {
     uint64_t windows; /* extents closed */
 };
 void ud__trap_counts(struct ud__trap_counts *out) UD_HIDDEN;
+void ud__trap_uncount(void) UD_HIDDEN; /* agent: from its return on nobody counts into the ledger */
 
 /* 1 when the fault was ours and the instruction can be tried again. For the handler in sigchain.c. */
 int ud__trap_serve(const siginfo_t *info, void *ucontext) UD_HIDDEN;
@@ -134,6 +135,7 @@ struct ud__job;
 struct ud_knobs;
 /* Agent, with a ledger, whenever the knobs came: mode and split are those of UDEDUP_MODE and UDEDUP_SPLIT, else the knobs'. */
 void ud__trap_apply(const struct ud_knobs *k) UD_HIDDEN;
+void ud__trap_agent_ends(void) UD_HIDDEN; /* before its ledger goes */
 int ud__trap_active(void) UD_HIDDEN;
 const char *ud__trap_refusal(void) UD_HIDDEN; /* why, in words; "" if it works */
 /* MERGE, ZERO and UNMERGE without a hold, for ud__job_run: prepare before its lock is taken, the job under it with

@@ -19,6 +19,7 @@
 static int wanted_mode = -1, wanted_split = -1; /* from the environment; -1: the knobs say */
 static atomic_int active, split_trap;
 static char refusal[96];
+static int started_for; /* a pid: a forked child starts anew, and so does the next agent */
 
 __attribute__((constructor)) static void read_environment(void)
 {
@@ -75,9 +76,15 @@ static void start_report(void)
     ud__splits_open(report_path(path, sizeof path) ? NULL : path);
 }
 
+void ud__trap_agent_ends(void)
+{
+    started_for = 0;
+    ud__trap_uncount();
+}
+
 void ud__trap_apply(const struct ud_knobs *k)
 {
-    static int started_for, report_for; /* pids: a forked child starts anew */
+    static int report_for; /* a pid: a forked child starts anew */
     struct ud_ledger_header *h = ud__a.ledger.hdr;
     int mode = wanted_mode >= 0 ? wanted_mode : k->mode == 1;
     int split = mode && (wanted_split >= 0 ? wanted_split : k->split == 1);
@@ -228,11 +235,28 @@ static int in_window(struct ud__job *j, struct ud__piece *chunk, int plain)
     return 0;
 }
 
+/* How many pages of the piece come before its first merged mapping: there is nothing to take back in them. */
+static uint32_t none_merged(struct ud__job *j, const struct ud__piece *p)
+{
+    uint64_t at = p->vaddr, end = at + ((uint64_t)p->npages << ud__page_shift);
+    struct ud__vma v;
+    if (j->kind != UD__JOB_UNMERGE || ud__maps_refresh(&j->maps))
+        return 0;
+    while (at < end && ud__maps_find(&j->maps, at, &v) == 0 && v.start < end && !ud__vma_is_segment(&v))
+        at = v.end;
+    if (at < end && ud__maps_find(&j->maps, at, &v) == 0 && v.start < end)
+        end = v.start > at ? v.start : at;
+    return (uint32_t)((end - p->vaddr) >> ud__page_shift);
+}
+
 /* Pages of the piece dealt with; 0 when the job must be given up for now. */
 static uint32_t one_chunk(struct ud__job *j, const struct ud__piece *p)
 {
     struct ud__piece chunk = {p->vaddr, p->npages < CHUNK ? p->npages : CHUNK, p->slot};
     int plain;
+    uint32_t none = none_merged(j, p);
+    if (none)
+        return none;
     if (!may_work(j, &chunk, &plain))
         return chunk.npages;
     uint32_t n = chunk.npages;

@@ -218,7 +218,7 @@ uint64_t ud__mapped_sizes(void)
 
 int ud__vma_is_segment(const struct ud__vma *v)
 {
-    return v->inode && !(v->flags & UD__VMA_SHARED) && ud__inode_known(v->inode);
+    return v->inode && !(v->flags & UD__VMA_SHARED) && ud__segment_device(v->dev) && ud__inode_known(v->inode);
 }
 
 int ud__vma_plain(const struct ud__vma *v)

@@ -16,6 +16,10 @@ PROCESSES = [
     "threads_come_and_go", "signals_while_held", "eintr_is_kept", "segv_blocked", "close_everything",
     "stopped_and_continued",
 ]  # fmt: skip
+EDGES = [
+    "mremap_refused", "dontneed_locked", "flags_move_along", "no_process_left", "unshare_at_once",
+    "guard_pages", "leave_and_join", "written_without_agent", "vast_ranges", "several_moved",
+]  # fmt: skip
 SPLITS = {"trap": "kernel", "trap-split": "trap"}
 
 
@@ -37,6 +41,11 @@ def test_mappings(lab: Lab, trap: dict[str, str], name: str) -> None:
 @pytest.mark.parametrize("name", PROCESSES)
 def test_processes(lab: Lab, trap: dict[str, str], name: str) -> None:
     lab.same([lab.program("processes"), name], **trap)
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edges(lab: Lab, trap: dict[str, str], name: str) -> None:
+    lab.same([lab.program("edges"), name], **trap)
 
 
 def test_sleeping_calls(lab: Lab, trap: dict[str, str]) -> None:
