@@ -251,7 +251,7 @@ long ud__sleepers_call(int tid, uint64_t sp, uint64_t pc, uint64_t *first) UD_HI
 #define UD__DONTNEED_LOCKED 24 /* madvise */
 #define UD__GUARD_INSTALL 102
 
-/* ---- job.c, merge.c, unmerge.c: what a holder does ----------------------------------------------------------------- */
+/* ---- job.c, merge.c, unmerge.c, discard.c, relocate.c: what a holder does ------------------------------------------- */
 
 enum ud__job_kind { UD__JOB_MERGE, UD__JOB_ZERO, UD__JOB_UNMERGE, UD__JOB_RELOCATE, UD__JOB_DISCARD };
 struct ud__piece { /* one run of a job, and what became of it */
