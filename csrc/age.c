@@ -68,7 +68,7 @@ static int last_of_mapping(uint64_t page)
 {
     const struct ud__space *s = &ud__pass.space;
     const struct ud__area *a = ud__space_find(s, page), *next = a + 1;
-    if (!a || a->start > page || a->library || a->end != page + ud__page)
+    if (!a || a->start > page || a->library || a->end != page + ud__page || !UD__GUARD_ON(UD__GUARD_LASTPAGE))
         return 0;
     return next == s->list + s->count || next->start != a->end || next->library;
 }
