@@ -25,7 +25,7 @@
 #define RETRY_US 1000000u
 #define NAP_US 250000u
 #define CALM_PAGES 256
-#define CALM_SHARE 15 /* where little changes, a sixteenth of a CPU at most */
+#define CALM_SHARE 5 /* where little changes, a sixth of a CPU at most */
 #define SLICE_US 20000u
 
 UD_HIDDEN struct ud__agent ud__a = {.sock = -1, .maps = {.fd = -1}, .ledger = {.fd = -1}};
