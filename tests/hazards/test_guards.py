@@ -77,13 +77,9 @@ def test_right_in_mode_trap(racing: Lab, name: str) -> None:
     racing.same([racing.program("races"), name], **TRAP)
 
 
-#: Seldom seen: in one run of a dozen.
-SELDOM = [pytest.param(guard, marks=pytest.mark.long) if guard == "open" else guard for guard in TRAP_RACES]
-
-
-@pytest.mark.parametrize("guard", SELDOM)
+@pytest.mark.parametrize("guard", TRAP_RACES)
 def test_wrong_in_mode_trap_without_the_guard(racing: Lab, guard: str) -> None:
-    goes_wrong(racing, [racing.program("races"), TRAP_RACES[guard]], "bad 0\ndone\n", guard, 60, **TRAP)
+    goes_wrong(racing, [racing.program("races"), TRAP_RACES[guard]], "bad 0\ndone\n", guard, 15, **TRAP)
 
 
 def test_given_back_without_memory(racing: Lab) -> None:

@@ -271,7 +271,7 @@ static void mremap_race(void)
             bad++;
             continue;
         }
-        bad += wrong(to, N, 6) != 0 || read_into_one(to) != 0;
+        bad += wrong(to, N, 6) != 0 || nonzero(to + N * PAGE, 3 * PAGE) != 0 || read_into_one(to) != 0;
         munmap(to, (N + 3) * PAGE);
         munmap(p + N * PAGE, PAGE);
     }
