@@ -56,21 +56,27 @@ static int ripe(uint8_t state, enum mood m)
     return m == CALM || age >= 2;
 }
 
-/* Elsewhere DONTNEED would show the file's or the segment's bytes. */
-static int in_plain_area(uint64_t page)
+/* The area that covers the page, looked for only if that is not *known any more; NULL if there is none. */
+static const struct ud__area *area_of(uint64_t page, const struct ud__area **known)
 {
-    const struct ud__area *a = ud__space_find(&ud__pass.space, page);
-    return a && a->start <= page && !a->inode && !a->library && !ud__merged_test(page);
+    if (!*known || page < (*known)->start || page >= (*known)->end)
+        *known = ud__space_find(&ud__pass.space, page);
+    return *known && (*known)->start <= page ? *known : NULL;
+}
+
+/* Elsewhere DONTNEED would show the file's or the segment's bytes. */
+static int in_plain_area(const struct ud__area *a, uint64_t page)
+{
+    return a && !a->inode && !a->library && !ud__merged_test(page);
 }
 
 /* The last page of a mapping is never merged (merge.c), nor nominated: each plan for it would be a hold in vain. */
-static int last_of_mapping(uint64_t page)
+static int last_of_mapping(const struct ud__area *a, uint64_t page)
 {
-    const struct ud__space *s = &ud__pass.space;
-    const struct ud__area *a = ud__space_find(s, page), *next = a + 1;
-    if (!a || a->start > page || a->library || a->end != page + ud__page || !UD__GUARD_ON(UD__GUARD_LASTPAGE))
+    if (!a || a->library || a->end != page + ud__page || !UD__GUARD_ON(UD__GUARD_LASTPAGE))
         return 0;
-    return next == s->list + s->count || next->start != a->end || next->library;
+    const struct ud__area *next = a + 1, *stop = ud__pass.space.list + ud__pass.space.count;
+    return next == stop || next->start != a->end || next->library;
 }
 
 /* Zero pages are of no node: the kernel has one for all. */
@@ -80,6 +86,7 @@ static void age_block(uint32_t block, enum mood m)
 {
     struct ud__ledger *l = &ud__a.ledger;
     size_t base = (size_t)block * UD_BLOCK_PAGES;
+    const struct ud__area *known = NULL;
     int young = 0, moved = 0, hot = ud__a.knobs.smart_scan && ud__heat_holds(l->heads[block].flags);
     for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
         uint8_t s = l->states[base + i];
@@ -91,9 +98,10 @@ static void age_block(uint32_t block, enum mood m)
             young = 1;
             continue;
         }
-        if (zero_digest(l->entries[base + i]) && ud__a.knobs.use_zero_pages && in_plain_area(page))
+        const struct ud__area *a = area_of(page, &known);
+        if (zero_digest(l->entries[base + i]) && ud__a.knobs.use_zero_pages && in_plain_area(a, page))
             zero_add(page);
-        l->states[base + i] = last_of_mapping(page) ? UD_PG_REFUSED : UD_PG_STABLE;
+        l->states[base + i] = last_of_mapping(a, page) ? UD_PG_REFUSED : UD_PG_STABLE;
         moved = 1;
         ud__pass.changed++;
     }
@@ -218,13 +226,15 @@ static void not_present(uint64_t from, uint64_t to)
 static void another_chance(uint32_t block)
 {
     struct ud__ledger *l = &ud__a.ledger;
+    const struct ud__area *known = NULL;
     uint8_t owners[UD_BLOCK_PAGES];
     int asked = 0;
     for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift), entry;
         uint8_t whole = ud__page_state(l, page, &entry), s = whole & UD_PG_MASK;
         uint8_t count = whole >> UD__COUNT_SHIFT & 7;
-        if (s == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0 && !last_of_mapping(page)) {
+        if (s == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0 &&
+            !last_of_mapping(area_of(page, &known), page)) {
             ud__page_set(l, page, (uint8_t)(UD_PG_STABLE | count << UD__COUNT_SHIFT), entry);
             ud__pass.changed++;
         } else if (s == UD_PG_SHARED) {

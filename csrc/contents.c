@@ -83,10 +83,13 @@ long ud__copy_contents(long to, uint64_t at, uint64_t len, uint32_t vma_flags, i
 {
     if (!(vma_flags & UD__VMA_R))
         return copy_closed(to, at, len);
-    long r = whole ? -EPERM : copy_guarded(-1, (uint64_t)to, at, len);
-    if (r == -EPERM || r == -ENOSYS) /* or a filter refuses process_vm_readv */
-        copy_pages((uint64_t)to, at, len);
-    return r == -EPERM || r == -ENOSYS ? 0 : r;
+    if (!whole) {
+        long r = copy_guarded(-1, (uint64_t)to, at, len);
+        if (r != -EPERM && r != -ENOSYS) /* else a filter refuses process_vm_readv */
+            return r;
+    }
+    copy_pages((uint64_t)to, at, len);
+    return 0;
 }
 
 int ud__next_segment(struct ud__maps *m, uint64_t at, uint64_t end, uint64_t *from, uint64_t *to, uint32_t *flags)

@@ -5,7 +5,6 @@
  * answers of the kernel must do.
  * Fails: -errno of the kernel for what is not ours; what is merged and cannot be replaced stays as it was.
  */
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <time.h>
 

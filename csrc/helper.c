@@ -7,8 +7,8 @@
  * told by a word in our memory, so a program that reaps it with __WALL does not confuse us. One that is stopped
  * (SIGSTOP to a process group, of which only the program is continued) is killed: it may be holding everybody.
  * Async-signal-safe.
- * Fails: -EAGAIN or -ENOMEM from clone; -EPERM where it would be the init of a PID namespace (interpose_task.c); -ECHILD if somebody killed it, in which case the kernel has let go
- * of every thread it held.
+ * Fails: -EAGAIN or -ENOMEM from clone; -EPERM where it would be the init of a PID namespace (interpose_task.c); -ECHILD if
+ * somebody killed it, in which case the kernel has let go of every thread it held.
  */
 #include <sched.h>
 #include <signal.h>

@@ -33,9 +33,6 @@
 #endif
 #define ADV_COLLAPSE 25
 #define IOV_MOST 1024
-#ifndef MREMAP_DONTUNMAP
-#define MREMAP_DONTUNMAP 4
-#endif
 
 static long out(long r)
 {

@@ -205,7 +205,6 @@ static int dispatch(long n, int *fd)
     case UD_MSG_PUBLISH:
         if (!runs_fit(runs, n))
             return -EPROTO;
-        ud__turn_take();
         ud__plan_publish(runs, &res, &out);
         ud__turn_give();
         return answer(runs, &res, UD_MSG_PUBLISHED, out);

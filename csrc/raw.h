@@ -66,6 +66,9 @@ static inline int ud__is_err(long r) { return (unsigned long)r > -4096ul; }
 #ifndef __NR_close_range
 #define __NR_close_range 436
 #endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
 #ifndef __NR_process_madvise
 #define __NR_process_madvise 440
 #endif

@@ -77,7 +77,7 @@ static long move_whole(struct ud__job *j, uint64_t old, uint64_t old_len)
 
 static void leave_old(const struct ud__job *j, uint64_t old, uint64_t old_len, int prot)
 {
-    if (j->flags & 4 /* MREMAP_DONTUNMAP: the old range stays, empty */)
+    if (j->flags & MREMAP_DONTUNMAP /* the old range stays, empty */)
         ud__map_plain(old, old_len, prot, MAP_FIXED);
     else
         ud__sys(__NR_munmap, old, old_len);
@@ -184,7 +184,7 @@ void ud__job_relocate(struct ud__job *j)
     else
         r = move_pieces(j, old, old_len);
     if (!ud__is_err(r))
-        ud__region_move(old, old_len, (uint64_t)r, j->scratch_len, j->flags & 4);
+        ud__region_move(old, old_len, (uint64_t)r, j->scratch_len, j->flags & MREMAP_DONTUNMAP);
     j->result = (uint64_t)r;
 }
 

