@@ -268,13 +268,18 @@ static void agent_main(void *arg)
 
 void ud__agent_quit(void)
 {
+    int tid = atomic_load(&ud__a.tid), now;
     /* One that has just been made has no tid yet; one that is on its way out has no state any more. */
-    for (int i = 0; i < 3000 && (atomic_load(&ud__a.state) != UD__AGENT_NONE || atomic_load(&ud__a.tid)); i++) {
+    for (int i = 0; i < 3000 && ((now = atomic_load(&ud__a.tid)) || atomic_load(&ud__a.state) != UD__AGENT_NONE); i++) {
+        tid = now ? now : tid;
         atomic_store(&ud__a.leave, UD__QUIT);
         atomic_fetch_add(&ud__a.poke, 1);
         ud__sys(__NR_futex, &ud__a.poke, 1 /* FUTEX_WAKE */, 1);
         ud__sleep_us(i < 10 ? 100 : 1000);
     }
+    /* The kernel clears the tid of a thread that it still counts as one. */
+    for (int i = 0; tid && i < 1000 && ud__sys(__NR_tgkill, ud__a.pid, tid, 0) == 0; i++)
+        ud__sleep_us(100);
     atomic_store(&ud__a.leave, 0); /* or it would end the next one */
 }
 
