@@ -244,13 +244,18 @@ static void dump_merged_pages(void)
     }
 }
 
-/* Is most of the segment wanted? */
-static int worth_staging(uint32_t npages, const struct ud__piece *p, uint32_t n)
+/* Only if most of the segment is wanted; so that the longest piece can be moved by parts of the page table. */
+static void stage(struct ud__job *j, const struct ud__segment *s)
 {
     uint64_t wanted = 0;
-    for (uint32_t i = 0; i < n; i++)
-        wanted += p[i].npages;
-    return wanted >= STAGE_MIN && wanted * 2 >= npages;
+    const struct ud__piece *p = j->pieces, *longest = p;
+    for (; p < j->pieces + j->npieces; p++) {
+        wanted += p->npages;
+        if (p->npages > longest->npages)
+            longest = p;
+    }
+    if (wanted >= STAGE_MIN && wanted * 2 >= s->npages)
+        ud__stage(&j->stage, s->fd, s->npages, longest->vaddr - ((uint64_t)longest->slot << ud__page_shift), !ud__trap_active());
 }
 
 static void merge_pieces(const struct ud__segment *s, uint32_t n, const struct ud_run *runs, uint32_t nruns,
@@ -259,10 +264,9 @@ static void merge_pieces(const struct ud__segment *s, uint32_t n, const struct u
     struct ud__job j = {.kind = UD__JOB_MERGE, .pieces = pieces, .npieces = n, .segfd = s->fd, .segment = s->inode,
                         .ledger = &ud__a.ledger};
     dump_merged_pages();
-    if (worth_staging(s->npages, pieces, n))
-        j.staged = ud__segment_stage(s->fd, s->npages);
+    stage(&j, s);
     run_batches(&j);
-    ud__segment_unstage(j.staged, s->npages);
+    ud__unstage(&j.stage);
     report(&j, res);
     for (uint32_t i = 0; i < nruns; i++)
         if (run_is_sane(&runs[i]))

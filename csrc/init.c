@@ -27,7 +27,8 @@ static void read_guards(const char *list)
                  {"bar", UD__GUARD_BAR}, {"neighbours", UD__GUARD_OPENERS},
                  {"down", UD__GUARD_DOWN}, {"free", UD__GUARD_FREE}, {"listed", UD__GUARD_LISTED},
                  {"halfway", UD__GUARD_HALFWAY}, {"copyback", UD__GUARD_COPYBACK},
-                 {"short", UD__GUARD_SHORT}, {"ballast", UD__GUARD_BALLAST}, {"number", UD__GUARD_NUMBER}};
+                 {"short", UD__GUARD_SHORT}, {"ballast", UD__GUARD_BALLAST}, {"number", UD__GUARD_NUMBER},
+                 {"mapped", UD__GUARD_MAPPED}};
     for (size_t i = 0; list && i < sizeof names / sizeof *names; i++)
         if (strstr(list, names[i].name))
             ud__guards_off |= names[i].bit;

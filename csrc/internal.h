@@ -59,6 +59,7 @@ enum ud__guard {
     UD__GUARD_OWED = 1 << 12, UD__GUARD_RELEASE = 1 << 13, UD__GUARD_STOPPED = 1 << 14, UD__GUARD_PROC = 1 << 15,
     UD__GUARD_BAR = 1 << 16, UD__GUARD_OPENERS = 1 << 17, UD__GUARD_DOWN = 1 << 18, UD__GUARD_FREE = 1 << 19,
     UD__GUARD_LISTED = 1 << 20, UD__GUARD_COPYBACK = 1 << 21, UD__GUARD_BALLAST = 1 << 22, UD__GUARD_NUMBER = 1 << 23,
+    UD__GUARD_MAPPED = 1 << 26,
     /* No guards, but failures that the test library plays when they are "switched off": */
     UD__GUARD_HALFWAY = 1 << 24, /* a kernel without memory half-way through mremap */
     UD__GUARD_SHORT = 1 << 25    /* lists of threads that end early */
@@ -152,6 +153,8 @@ void ud__ledger_close(struct ud__ledger *l) UD_HIDDEN;
 int64_t ud__ledger_block(struct ud__ledger *l, uint64_t vaddr, int make) UD_HIDDEN;
 void ud__ledger_drop_block(struct ud__ledger *l, uint32_t block) UD_HIDDEN;
 void ud__ledger_rehash(struct ud__ledger *l) UD_HIDDEN;
+/* Of a huge page, and of what one page of the page table maps. */
+static inline uint64_t ud__huge_bytes(void) { return (uint64_t)ud__page * (ud__page / 8); }
 static inline uint64_t ud__block_bytes(void) { return (uint64_t)UD_BLOCK_PAGES << ud__page_shift; }
 /* State and entry of one page; blocks that do not exist read as NONE and are made by set. */
 uint8_t ud__page_state(struct ud__ledger *l, uint64_t vaddr, uint64_t *entry) UD_HIDDEN;
@@ -259,12 +262,17 @@ struct ud__piece { /* one run of a job, and what became of it */
     uint32_t npages;
     uint32_t slot;
 };
+struct ud__stage { /* stage.c */
+    const char *at; /* NULL: slots are read */
+    uint64_t len;   /* bytes */
+    int movable;
+};
 struct ud__job {
     enum ud__job_kind kind;
     struct ud__piece *pieces;
     uint32_t npieces, done; /* done: pieces wholly dealt with */
     int segfd;
-    const char *staged;     /* MERGE: the segment, mapped; NULL: its slots are read */
+    struct ud__stage stage; /* MERGE: the segment, mapped */
     uint64_t segment;       /* inode */
     struct ud__ledger *ledger; /* NULL without an agent */
     struct ud__maps maps;
@@ -272,6 +280,7 @@ struct ud__job {
     uint64_t budget_us;     /* how long to work under the hold */
     uint64_t stop_us;       /* leave off after this moment: set when the work begins */
     uint64_t vmlck;         /* MERGE, ZERO: locked kilobytes the agent knows of */
+    uint32_t rows;          /* MERGE: begun in this batch */
     uint32_t min_run;
     int64_t vmas_left;      /* may be used up */
     uint64_t scratch;       /* RELOCATE, UNMERGE */
@@ -478,16 +487,19 @@ void ud__test_nodes(unsigned shift) UD_HIDDEN;
 
 /* ---- segment.c, exec.c (plans) ------------------------------------------------------------------------------------------ */
 
+#define UD__BREATH (256u << 10) /* bytes in one system call: where the kernel is not preempted, a thread to be held waits for its end */
 struct ud__segment {
     uint64_t inode;
     int fd;
     uint32_t npages;
     uint32_t node; /* as in struct ud_msg_segment */
 };
-/* The segment mapped for a comparison, and in the page table already, so that a hold need not wait for it. NULL where the
- * kernel refuses (before Linux 6.7 it does for sealed memory), or the address space is limited. */
-const void *ud__segment_stage(int fd, uint32_t npages) UD_HIDDEN;
-void ud__segment_unstage(const void *stage, uint32_t npages) UD_HIDDEN;
+/* The segment mapped for a comparison, and in the page table already, so that a hold need not wait for it. */
+/* place: where slot 0 is to come, modulo the size of a huge page. */
+void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int movable) UD_HIDDEN;
+void ud__unstage(const struct ud__stage *s) UD_HIDDEN;
+/* Moves [off, off + len) of it to `at`, whose memory is replaced. In a hold. 0, or -errno: then nothing may be left there. */
+long ud__stage_move(const struct ud__stage *s, uint64_t off, uint64_t at, uint64_t len) UD_HIDDEN;
 int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* seals, size: 0 or -errno */
 int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* fd */
 int ud__segment_keep(int fd, uint64_t inode, uint32_t npages, uint32_t node) UD_HIDDEN; /* takes fd; the kept fd, or -errno */

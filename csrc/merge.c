@@ -4,12 +4,12 @@
  *   for each mapping that the run crosses:
  *       still private, anonymous, rw, no stack, not kept out?    else refused: GONE, STACK, LOCKED
  *       for each row of pages that equal their slots byte for byte:
- *           bits set -> mmap(MAP_FIXED | MAP_PRIVATE, segment) -> ledger says MERGED
+ *           bits set -> the segment's slots in its place -> ledger says MERGED
  *
  * Guarantees: nothing is remapped that was not compared in full while nobody could write; the replacement
- * is one mmap, never an unmap first, so a kill at any instruction leaves memory whole; no mapping that
- * is not the program's own plain memory is touched; the last page of a mapping is never merged, so
- * that a growing mremap behind our back crosses mappings and fails over to copying.
+ * is one call, mremap of the stage (stage.c) or mmap, never an unmap first, so a kill at any instruction leaves memory
+ * whole; no mapping that is not the program's own plain memory is touched; the last page of a mapping is never merged,
+ * so that a growing mremap behind our back crosses mappings and fails over to copying.
  * Fails: page by page, counted by cause; the memory stays as it was.
  */
 #include <sys/mman.h>
@@ -18,9 +18,9 @@
 
 #define TLS_BELOW (64u * 1024)
 #define TLS_ABOVE (16u * 1024)
-#define ROW_MAX 256u /* pages in one mmap: between two looks at the clock */
+#define ROW_MAX 512u /* pages in one call: between two looks at the clock */
 #define ROW_MIN 16u
-#define PAGE_US 2u    /* to compare, remap and free a page, about */
+#define PAGE_US 1u    /* to compare, remap and free a page, about; in a huge page a quarter of it */
 #define SLOTS_BYTES 65536u /* the largest page there is; stays in the cache */
 
 void ud__job_refuse(struct ud__job *j, uint64_t pages, int cause)
@@ -79,8 +79,8 @@ static const char *take_slots(const struct ud__job *j, uint32_t slot, uint32_t m
 {
     uint64_t room = SLOTS_BYTES >> ud__page_shift, len = (most < room ? most : room) << ud__page_shift;
     *n = most;
-    if (j->staged)
-        return j->staged + ((uint64_t)slot << ud__page_shift);
+    if (j->stage.at)
+        return j->stage.at + ((uint64_t)slot << ud__page_shift);
     long got = ud__sys(__NR_pread64, j->segfd, slots, len, (uint64_t)slot << ud__page_shift);
     *n = got > 0 ? (uint32_t)(got >> ud__page_shift) : 0;
     return slots;
@@ -101,6 +101,16 @@ static uint32_t equal_row(const struct ud__job *j, const struct ud__vma *v, uint
     return max;
 }
 
+/* The slots in the place of [at, at + len): one call, that replaces. 0 or -errno. */
+static long put_slots(const struct ud__job *j, uint64_t at, uint64_t len, uint32_t prot, uint64_t off)
+{
+    long r = prot == (PROT_READ | PROT_WRITE) ? ud__stage_move(&j->stage, off, at, len) : -EOPNOTSUPP;
+    if (r == 0 || (r != -EOPNOTSUPP && !UD__GUARD_ON(UD__GUARD_MAPPED)))
+        return r;
+    r = ud__sys(__NR_mmap, at, len, prot, MAP_FIXED | MAP_PRIVATE, j->segfd, off);
+    return ud__is_err(r) ? r : 0;
+}
+
 static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, uint32_t n, uint32_t slot)
 {
     uint64_t len = (uint64_t)n << ud__page_shift;
@@ -112,9 +122,8 @@ static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, u
     ud__test_gap();
     if (UD__GUARD_ON(UD__GUARD_BITFIRST))
         ud__merged_set(at, at + len);
-    int prot = PROT_READ | (v->flags & UD__VMA_W ? PROT_WRITE : 0);
-    long r = ud__sys(__NR_mmap, at, len, prot, MAP_FIXED | MAP_PRIVATE, j->segfd, (uint64_t)slot << ud__page_shift);
-    if (ud__is_err(r)) {
+    uint32_t prot = PROT_READ | (v->flags & UD__VMA_W ? PROT_WRITE : 0);
+    if (put_slots(j, at, len, prot, (uint64_t)slot << ud__page_shift)) {
         ud__merged_clear(at, at + len);
         ud__job_refuse(j, n, UD_CAUSE_NOMEM);
         return;
@@ -130,21 +139,31 @@ static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, u
         ud__page_set(j->ledger, at + ((uint64_t)i << ud__page_shift), UD_PG_MERGED, UD_SLOT_REF(j->segment, slot + i));
 }
 
-/* How many pages to take at once: as many as the time left allows, at about PAGE_US each. */
-static uint32_t row_length(const struct ud__job *j, uint64_t now)
+/* How many pages to take at once: as many as the time left allows, but no more than to the end of a huge page, so that the next
+ * row begins with one. 0: better in the next batch. */
+static uint32_t row_length(const struct ud__job *j, uint64_t at, uint64_t end, uint64_t now)
 {
-    uint64_t n = (j->stop_us - now) / PAGE_US;
-    return n < ROW_MIN ? ROW_MIN : n > ROW_MAX ? ROW_MAX : (uint32_t)n;
+    uint64_t huge = ud__huge_bytes(), edge = (at / huge + 1) * huge, time = (j->stop_us - now) / PAGE_US;
+    uint64_t n = ((end < edge ? end : edge) - at) >> ud__page_shift;
+    if (n > ROW_MAX)
+        n = ROW_MAX;
+    if (at + huge == edge && end >= edge) /* cut, a huge page costs four times as much */
+        return n <= time * 2 || !j->rows ? (uint32_t)n : 0;
+    return (uint32_t)(n <= time ? n : time > ROW_MIN ? time : n < ROW_MIN ? n : ROW_MIN);
 }
 
 /* Merges what equals in [at, end) of mapping v. Returns how far it came: less than end when time is up. */
 static uint64_t merge_span(struct ud__job *j, const struct ud__vma *v, uint64_t at, uint64_t end, uint32_t slot)
 {
     while (at < end) {
-        uint64_t left = (end - at) >> ud__page_shift, now = ud__now_us();
-        if (now >= j->stop_us)
+        uint64_t now = ud__now_us();
+        uint32_t most = now < j->stop_us ? row_length(j, at, end, now) : 0;
+        if (!most) {
+            j->stop_us = now;
             return at;
-        uint32_t most = row_length(j, now), n = equal_row(j, v, at, slot, left < most ? (uint32_t)left : most);
+        }
+        j->rows++;
+        uint32_t n = equal_row(j, v, at, slot, most);
         if (n) {
             remap_row(j, v, at, n, slot);
         } else {
@@ -197,6 +216,7 @@ static int merge_piece(struct ud__job *j, struct ud__piece *p)
 void ud__job_merge(struct ud__job *j)
 {
     ud__merged_swap();
+    j->rows = 0;
     while (j->done < j->npieces && merge_piece(j, &j->pieces[j->done])) {
         j->done++;
         if (ud__now_us() >= j->stop_us)

@@ -8,13 +8,10 @@
  */
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "internal.h"
 
-#define BREATH (256u << 10) /* bytes in one system call: where the kernel is not preempted, a thread to be held waits for its end */
-#define FAULT_AROUND 65536u /* bytes that one fault on the page cache maps, unless debugfs says otherwise */
 #define ALL_SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
 
 #define SEGMENTS_MAX 512
@@ -95,41 +92,12 @@ int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages)
     return 0;
 }
 
-const void *ud__segment_stage(int fd, uint32_t npages)
-{
-    uint64_t len = (uint64_t)npages << ud__page_shift;
-    struct rlimit room = {RLIM_INFINITY, RLIM_INFINITY};
-    ud__sys(__NR_prlimit64, 0, RLIMIT_AS, 0, &room);
-    if (room.rlim_cur != RLIM_INFINITY) /* the room is the program's */
-        return NULL;
-    long p = ud__sys(__NR_mmap, ud__hint(len), len, PROT_READ, MAP_SHARED, fd, 0);
-    if (ud__is_err(p))
-        return NULL;
-    ud__own_add((void *)p, len);
-    ud__sys(__NR_madvise, p, len, MADV_DONTFORK);
-    for (uint64_t off = 0; off < len; off += FAULT_AROUND) /* half of what MADV_POPULATE_READ costs, which goes page by page */
-        (void)*(const volatile char *)(p + (long)off);
-    return (const void *)p;
-}
-
-void ud__segment_unstage(const void *stage, uint32_t npages)
-{
-    if (!stage)
-        return;
-    ud__own_del(stage);
-    uint64_t len = (uint64_t)npages << ud__page_shift, at = (uint64_t)stage;
-    for (uint64_t end = at + len, n; at < end; at += n) {
-        n = end - at < BREATH ? end - at : BREATH;
-        ud__sys(__NR_munmap, at, n);
-    }
-}
-
 /* The kernel copies straight from our memory, so a page that has vanished costs an EFAULT and no crash. */
 static uint64_t write_run(int fd, uint64_t vaddr, uint64_t len, uint64_t off)
 {
     uint64_t done = 0;
     while (done < len) {
-        long r = ud__sys(__NR_pwrite64, fd, vaddr + done, len - done < BREATH ? len - done : BREATH, off + done);
+        long r = ud__sys(__NR_pwrite64, fd, vaddr + done, len - done < UD__BREATH ? len - done : UD__BREATH, off + done);
         if (r == -EINTR)
             continue;
         if (r == -ENOSPC || r == -ENOMEM || r == -EIO)

@@ -90,6 +90,12 @@ def test_given_back_without_memory(racing: Lab) -> None:
     assert run.status == -signal.SIGSEGV, run
 
 
+def test_merged_without_memory(racing: Lab) -> None:
+    """The same when the stage is moved into place, where the segment is mapped then, as in the test before."""
+    run = racing.merged([racing.program("races"), "given_back"], UDEDUP_TEST_GUARDS="halfway,mapped")
+    assert run.status == -signal.SIGSEGV, run
+
+
 def made_at_the_limit(lab: Lab, name: str, **extra: str) -> str:
     """A busy machine's agent may give all back before the limit is reached: that shows nothing."""
     for _ in range(5):
