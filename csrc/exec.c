@@ -305,10 +305,11 @@ void ud__plan_merge(const struct ud_msg_runs *m, int fd, struct ud_msg_result *r
     res->segment = inode;
 }
 
+/* Its pages are merged by a plan of their own, like the others': meanwhile the next segment can be made. */
 void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, int *out_fd)
 {
     uint64_t inode = 0;
-    uint32_t npages = 0, slot = 0, n = 0;
+    uint32_t npages = 0;
     *out_fd = -1;
     for (uint32_t i = 0; i < m->nruns; i++)
         if (!run_is_sane(&m->runs[i]) || m->runs[i].slot > 65536 || m->node > UD_NODES)
@@ -316,10 +317,12 @@ void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, in
     if (m->node)
         ud__node_prefer((int)m->node - 1);
     ud__turn_beside();
-    int fd = pieces_ready() ? -ENOMEM : ud__segment_make(m->runs, m->nruns, &inode, &npages);
-    ud__turn_back();
+    int fd = ud__segment_make(m->runs, m->nruns, &inode, &npages);
+    ud__turn_give();
     if (m->node)
         ud__node_prefer(-1);
+    if (fd >= 0)
+        fd = ud__segment_keep(fd, inode, npages, m->node);
     if (fd < 0) {
         for (uint32_t i = 0; i < m->nruns; i++)
             res->refused += m->runs[i].npages;
@@ -327,14 +330,7 @@ void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, in
         mark_refused(m->runs, m->nruns);
         return;
     }
-    for (uint32_t i = 0; i < m->nruns; i++) {
-        const struct ud_run *r = &m->runs[i];
-        pieces[n++] = (struct ud__piece){r->vaddr, r->slot ? 1 : r->npages, slot};
-        slot += r->slot ? r->slot : r->npages;
-    }
-    fd = ud__segment_keep(fd, inode, npages, m->node);
     ud__a.ledger.hdr->pages_published += npages;
-    merge_pieces(&(struct ud__segment){inode, fd, npages, 0}, n, m->runs, m->nruns, res);
     res->segment = inode;
     res->npages = npages;
     *out_fd = fd;

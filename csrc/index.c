@@ -75,7 +75,7 @@ static bool read_digest(struct ud_planner *p, struct ud__ref ref, uint64_t *dige
         return true;
     }
     struct ud__session *s = ud__session(p, ref.id);
-    return s && ud__nominated(p, s, ref.page, digest);
+    return s && ud__nominated(s, ref.page, digest);
 }
 
 /* Position of the digest's entry or, if there is none, of the place to write one; SIZE_MAX if neither. */

@@ -19,7 +19,7 @@ struct ud_plan_conf {
     uint32_t max_page_sharing;  /* copies of a uniform page in one tile, at most */
     uint32_t min_run;           /* shortest run worth a mapping, pages */
     uint32_t segment_pages;     /* a publication's slots, at most */
-    uint32_t outstanding_pages; /* pages asked for and not yet published, in the domain */
+    uint32_t outstanding_pages; /* pages asked for that nobody has merged with yet, in the domain */
     uint32_t short_delay;       /* ms without long matches before short runs are taken */
     uint32_t answer_timeout;    /* ms after which a silent agent no longer blocks the others */
     uint32_t dead_percent;      /* dead slots of the store that start a compaction; 0 = never */
@@ -71,8 +71,11 @@ UD_API int ud_planner_leave(struct ud_planner *p, uint32_t sid, int64_t now);
 UD_API int ud_planner_header(struct ud_planner *p, uint32_t sid, struct ud_ledger_header *out);
 
 /* Checks the seals and size of the segment behind fd and digests its slots. node: as in struct ud_msg_segment. Its id
- * (the old one if it is known), -EPERM, -EINVAL, -ENOMEM. *name gets the memfd's inode number. */
-UD_API int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint64_t *name);
+ * (the old one if it is known), -EPERM, -EINVAL, -ENOMEM. *name gets the memfd's inode number. If it answers a plan, the
+ * slots' digests are those of the pages that were asked for, until ud_planner_verify. */
+UD_API int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint32_t sid, uint32_t plan, uint64_t *name);
+/* Digests the slots after all. 1, 0 if that was done before, or -errno. */
+UD_API int ud_planner_verify(struct ud_planner *p, uint32_t gid, int fd);
 /* The node that a PUBLISH asked for (+ 1); 0: any, or no such plan. */
 UD_API uint32_t ud_planner_plan_node(struct ud_planner *p, uint32_t sid, uint32_t plan);
 /* Forgets it: -EBUSY while a plan names it. */

@@ -87,7 +87,9 @@ struct ud__segment {
     uint64_t name;
     uint32_t npages, used, plans; /* plans: plans and ready runs that name it */
     uint32_t node;                /* NUMA node of its pages + 1; 0: any, or not known */
+    uint32_t lent;                /* outstanding pages that it takes until it is merged with */
     uint64_t *digests;
+    bool promised;  /* they are the publisher's word: not read yet */
     uint64_t *map;  /* slots in use, by the last count */
     int64_t since;  /* when it was attached or last planned with */
     bool counted;   /* a count has run since then */
@@ -154,7 +156,8 @@ void ud__claim(struct ud__session *s, uint32_t page, uint32_t n, bool on);
 void ud__put_off(struct ud__session *s, uint32_t page, int64_t at, bool open);
 void ud__grow_bold(struct ud__session *s, int64_t now);
 bool ud__digest_of(struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest);
-bool ud__nominated(const struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest);
+bool ud__nominated(const struct ud__session *s, uint32_t page, uint64_t *digest);
+void ud__paid_back(struct ud_planner *p, struct ud__segment *g);
 struct ud__plan *ud__plan_new(struct ud_planner *p, struct ud__session *s, uint16_t type, uint32_t nruns, int64_t now);
 struct ud__plan *ud__plan_find(struct ud_planner *p, uint32_t sid, uint32_t number);
 void ud__plan_end(struct ud_planner *p, struct ud__plan *plan);
@@ -163,6 +166,7 @@ void ud__plan_end(struct ud_planner *p, struct ud__plan *plan);
 int ud__wait_for(struct ud_planner *p, struct ud__session *owner, struct ud__wait wait);
 const struct ud__run *ud__run_of(const struct ud__plan *plan, uint32_t page);
 void ud__resolve(struct ud_planner *p, struct ud__session *owner, const struct ud__plan *plan, uint32_t gid, int64_t now);
+void ud__land_owner(struct ud_planner *p, struct ud__session *s, const struct ud__plan *plan, uint32_t gid, int64_t now);
 void ud__forget_waiter(struct ud_planner *p, uint32_t sid);
 
 /* plan_compact.c: each merged page that is in no plan, by address */
@@ -177,7 +181,6 @@ uint32_t ud__join_doubles(struct ud_planner *p);
 void ud__queue(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n);
 int ud__queue_tile(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t copies);
 int ud__make_publish(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf);
-bool ud__promised(const struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest);
 
 /* plan_merge.c */
 int ud__ready(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n, uint32_t gid, uint32_t slot);

@@ -31,10 +31,6 @@ static int digest_slots(struct ud_planner *p, struct ud__segment *g, int fd)
 {
     char pages[65536]; /* the largest page there is */
     uint32_t room = (uint32_t)(sizeof(pages) / p->page_size);
-    g->digests = malloc((size_t)g->npages * 8);
-    g->map = calloc(g->npages / 64 + 1, 8);
-    if (!g->digests || !g->map)
-        return -ENOMEM;
     for (uint32_t slot = 0, n; slot < g->npages; slot += n) {
         n = g->npages - slot < room ? g->npages - slot : room;
         ssize_t got = pread(fd, pages, n * p->page_size, (off_t)((uint64_t)slot * p->page_size));
@@ -45,6 +41,34 @@ static int digest_slots(struct ud_planner *p, struct ud__segment *g, int fd)
     for (uint32_t i = 0; p->conf.per_node && g->node && i < g->npages; i++)
         g->digests[i] = UD_WITH_NODE(g->digests[i], g->node - 1);
     return 0;
+}
+
+/* What the plan asked for, if it tells all of it. */
+static bool take_promise(struct ud_planner *p, struct ud__segment *g, uint32_t sid, uint32_t number)
+{
+    const struct ud__plan *plan = ud__plan_find(p, sid, number);
+    if (!plan || !plan->digests || plan->npages != g->npages)
+        return false;
+    for (uint32_t i = 0; i < g->npages; i++)
+        if (!plan->digests[i])
+            return false;
+    memcpy(g->digests, plan->digests, (size_t)g->npages * 8);
+    return g->promised = true;
+}
+
+static int learn(struct ud_planner *p, struct ud__segment *g, int fd, uint32_t sid, uint32_t number)
+{
+    g->digests = malloc((size_t)g->npages * 8);
+    g->map = calloc(g->npages / 64 + 1, 8);
+    if (!g->digests || !g->map)
+        return -ENOMEM;
+    return take_promise(p, g, sid, number) ? 0 : digest_slots(p, g, fd);
+}
+
+static void index_slots(struct ud_planner *p, const struct ud__segment *g)
+{
+    for (uint32_t slot = 0; slot < g->npages; slot++)
+        ud__index_put(p, g->digests[slot], (struct ud__ref){true, g->id, slot});
 }
 
 static void free_segment(struct ud__segment *g)
@@ -79,7 +103,7 @@ static int free_id(struct ud_planner *p)
     return error ? error : (int)id;
 }
 
-int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint64_t *name)
+int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint32_t sid, uint32_t plan, uint64_t *name)
 {
     struct stat st;
     int error = check(p, fd, &st);
@@ -96,16 +120,29 @@ int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint64_t *na
     if (!g)
         return -ENOMEM;
     *g = (struct ud__segment){.id = (uint32_t)id, .name = st.st_ino, .npages = (uint32_t)((uint64_t)st.st_size / p->page_size), .node = node};
-    error = digest_slots(p, g, fd);
+    error = learn(p, g, fd, sid, plan);
     if (error) {
         free_segment(g);
         return error;
     }
     p->segments[id] = g;
     p->attached++;
-    for (uint32_t slot = 0; slot < g->npages; slot++)
-        ud__index_put(p, g->digests[slot], (struct ud__ref){true, g->id, slot});
+    index_slots(p, g);
     return id;
+}
+
+int ud_planner_verify(struct ud_planner *p, uint32_t gid, int fd)
+{
+    struct ud__segment *g = ud__segment(p, gid);
+    if (!g)
+        return -ENOENT;
+    if (!g->promised)
+        return 0;
+    g->promised = false;
+    int error = digest_slots(p, g, fd);
+    if (!error)
+        index_slots(p, g);
+    return error ? error : 1;
 }
 
 int ud_planner_drop(struct ud_planner *p, uint32_t gid)
@@ -116,6 +153,7 @@ int ud_planner_drop(struct ud_planner *p, uint32_t gid)
     if (g->plans)
         return -EBUSY;
     p->segments[gid] = NULL;
+    ud__paid_back(p, g);
     free_segment(g);
     return 0;
 }

@@ -206,7 +206,6 @@ static int dispatch(long n, int *fd)
         if (!runs_fit(runs, n))
             return -EPROTO;
         ud__plan_publish(runs, &res, &out);
-        ud__turn_give();
         return answer(runs, &res, UD_MSG_PUBLISHED, out);
     case UD_MSG_MERGE:
         if (!runs_fit(runs, n))

@@ -46,8 +46,12 @@ void ud_planner_free(struct ud_planner *p)
 
 void ud_planner_configure(struct ud_planner *p, const struct ud_plan_conf *conf)
 {
-    bool again = conf->run == 1 && p->conf.run != 1;
+    bool again = conf->run == 1 && p->conf.run != 1, other_key = memcmp(conf->key, p->conf.key, sizeof(conf->key)) != 0;
     p->conf = *conf;
+    for (uint32_t i = 0; other_key && i < p->plan_count; i++) {
+        free(p->plans[i].digests); /* no word of what is digested by the new one */
+        p->plans[i].digests = NULL;
+    }
     if (p->conf.max_page_sharing == 0)
         p->conf.max_page_sharing = 1;
     if (p->conf.segment_pages == 0 || p->conf.segment_pages > 1u << 20)
@@ -103,14 +107,13 @@ bool ud__digest_of(struct ud_planner *p, const struct ud__session *s, uint32_t p
     return true;
 }
 
-/* What others may match a page with: a candidate's digest, or what a publication under way has promised. */
-bool ud__nominated(const struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest)
+/* What others may match a page with: a candidate's digest. */
+bool ud__nominated(const struct ud__session *s, uint32_t page, uint64_t *digest)
 {
-    if (!ud__in_use(s, page))
+    if (!ud__in_use(s, page) || ud__state(s, page) != UD_PG_STABLE)
         return false;
-    uint8_t state = ud__state(s, page);
     *digest = ud__entry(s, page);
-    return state == UD_PG_STABLE || (state == UD_PG_MERGED && ud__promised(p, s, page, digest));
+    return true;
 }
 
 /* ---- sessions ----------------------------------------------------------------------------------- */
@@ -270,6 +273,20 @@ static int64_t next_try(struct ud__session *s, bool good, int64_t now)
     return at;
 }
 
+/* What was published is there twice until somebody has merged with it, or cannot, or does not answer. */
+static void lend(struct ud_planner *p, struct ud__segment *g, uint32_t pages)
+{
+    ud__paid_back(p, g);
+    g->lent = pages;
+    p->outstanding += pages;
+}
+
+void ud__paid_back(struct ud_planner *p, struct ud__segment *g)
+{
+    p->outstanding -= g->lent;
+    g->lent = 0;
+}
+
 int ud_planner_published(struct ud_planner *p, uint32_t sid, uint32_t number, uint32_t gid, int64_t now)
 {
     struct ud__plan *plan = ud__plan_find(p, sid, number);
@@ -283,12 +300,19 @@ int ud_planner_published(struct ud_planner *p, uint32_t sid, uint32_t number, ui
     if (g) {
         g->since = now;
         g->counted = false;
+        next_try(s, true, now);
+        if (!plan->late)
+            lend(p, g, plan->npages);
     }
-    if (!plan->late) {
-        release(s, plan, next_try(s, g != NULL, now), now);
+    if (!plan->late && !g)
+        release(s, plan, next_try(s, false, now), now);
+    else if (!plan->late)
+        ud__land_owner(p, s, plan, gid, now);
+    if (!plan->late)
         ud__resolve(p, s, plan, g ? gid : 0, now);
-    }
     ud__plan_end(p, ud__plan_find(p, sid, number));
+    if (g && !g->plans)
+        ud__paid_back(p, g);
     return 0;
 }
 
@@ -302,6 +326,7 @@ int ud_planner_result(struct ud_planner *p, uint32_t sid, uint32_t number, uint3
     if (g) {
         g->since = now;
         g->counted = false;
+        ud__paid_back(p, g);
     }
     if (!plan->late)
         release(s, plan, next_try(s, merged > 0 || !refused, now), now);
@@ -314,8 +339,14 @@ static void expire(struct ud_planner *p, int64_t now)
 {
     for (uint32_t i = 0; i < p->plan_count; i++) {
         struct ud__plan *plan = &p->plans[i];
-        if (plan->late || plan->type != UD_MSG_PUBLISH || now - plan->sent < p->conf.answer_timeout)
+        if (plan->late || now - plan->sent < p->conf.answer_timeout)
             continue;
+        if (plan->type != UD_MSG_PUBLISH) {
+            struct ud__segment *g = ud__segment(p, plan->gid);
+            if (g)
+                ud__paid_back(p, g);
+            continue;
+        }
         struct ud__session *s = ud__session(p, plan->sid);
         plan->late = true;
         p->outstanding -= plan->npages;

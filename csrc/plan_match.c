@@ -28,7 +28,7 @@ static bool twin(struct ud_planner *p, struct ud__session *s, uint32_t page, str
     }
     struct ud__session *o = ud__session(p, to.id);
     uint64_t theirs;
-    return ud__nominated(p, o, to.page, &theirs) && theirs == digest &&
+    return ud__nominated(o, to.page, &theirs) && theirs == digest &&
            (!ud__bit(o->claim, to.page) || ud__bit(o->pub, to.page));
 }
 

@@ -150,30 +150,17 @@ static int by_page(const void *a, const void *b)
     return x->page < y->page ? -1 : x->page > y->page;
 }
 
-/* The owner merges what it has published before we hear of the segment, and from then on its ledger names a slot we do not
- * know. Whoever looks for the same content meanwhile shall wait for it, and not publish it again. */
+/* What each slot will hold, by the ledger: where it says nothing, the segment is read (index_segment.c). */
 static void note_promises(struct ud_planner *p, struct ud__session *s, struct ud__plan *plan)
 {
-    plan->digests = calloc(plan->npages, sizeof(*plan->digests)); /* without: found again when it is in the store */
-    for (uint32_t i = 0; plan->digests && i < plan->nruns; i++)
-        for (uint32_t k = 0; k < plan->runs[i].n; k++)
-            ud__digest_of(p, s, plan->runs[i].page + k, &plan->digests[plan->runs[i].slot + k]);
-}
-
-/* What the page of a publication under way will be in the store. */
-bool ud__promised(const struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest)
-{
-    if (!ud__bit(s->pub, page))
-        return false;
-    for (uint32_t i = 0; i < p->plan_count; i++) {
-        const struct ud__plan *plan = &p->plans[i];
-        const struct ud__run *run = plan->sid == s->id && plan->digests && !plan->late ? ud__run_of(plan, page) : NULL;
-        if (!run)
-            continue;
-        *digest = plan->digests[run->slot + (page - run->page)];
-        return true;
+    plan->digests = calloc(plan->npages, sizeof(*plan->digests));
+    for (uint32_t i = 0; plan->digests && i < plan->nruns; i++) {
+        const struct ud__run *run = &plan->runs[i];
+        uint32_t slots = run->copies ? run->copies : run->n;
+        for (uint32_t k = 0; k < slots; k++)
+            if (!ud__digest_of(p, s, run->page + (run->copies ? 0 : k), &plan->digests[run->slot + k]))
+                plan->digests[run->slot + k] = 0;
     }
-    return false;
 }
 
 static int finish(struct ud_planner *p, struct ud__session *s, struct draft *d, int64_t now, struct ud_plan_out *out)

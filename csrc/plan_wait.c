@@ -49,6 +49,17 @@ static void land(struct ud_planner *p, struct ud__session *w, uint32_t page, uin
     ud__put_off(w, page, now, true);
 }
 
+/* The publisher's own pages. (A tile's are a row that waits.) */
+void ud__land_owner(struct ud_planner *p, struct ud__session *s, const struct ud__plan *plan, uint32_t gid, int64_t now)
+{
+    for (uint32_t i = 0; i < plan->nruns; i++) {
+        const struct ud__run *run = &plan->runs[i];
+        ud__claim(s, run->page, run->n, false);
+        for (uint32_t k = 0; !run->copies && k < run->n; k++)
+            land(p, s, run->page + k, gid, run->slot + k, now);
+    }
+}
+
 /* The row's pages take the tile's slots in turn, so that the pieces follow each other in the file. */
 static bool land_row(struct ud_planner *p, struct ud__session *owner, struct ud__session *w, const struct ud__wait *wait,
                      const struct ud__plan *plan, uint32_t gid, int64_t now)

@@ -117,18 +117,15 @@ class FakeProcess:
 
     def publish(self, message: bytes) -> tuple[int, int, int]:
         """Does a PUBLISH: descriptor (ours), name, pages."""
-        out, slots = [], []
+        out = []
         for vaddr, npages, copies in runs(message):
             if copies:
                 out += [self.memory[vaddr]] * copies
             else:
-                slots += [(vaddr + i * PAGE, len(out) + i) for i in range(npages)]
                 out += [self.memory[vaddr + i * PAGE] for i in range(npages)]
         fd = sealed(b"".join(out))
         name = os.fstat(fd).st_ino
         self.segments[name] = fd
-        for vaddr, slot in slots:
-            self.set(vaddr, lib.UD_PG_MERGED, name << 24 | slot)
         self.header.pages_published += len(out)
         self.header.gen += 1
         return fd, name, len(out)
@@ -206,12 +203,15 @@ class Bench:
             process = self.processes[plan.sid]
             if kind == wire.PUBLISH:
                 fd, name, npages = process.publish(plan.data)
-                gid, real = self.planner.segment(fd, self.planner.plan_node(plan.sid, number))
+                node = self.planner.plan_node(plan.sid, number)
+                gid, real = self.planner.segment(fd, node, (plan.sid, number))
                 assert real == name and self.planner.segment_info(gid).npages == npages
                 self.fds[gid] = fd
                 self.planner.published(plan.sid, number, gid)
             elif kind == wire.MERGE:
                 merged, refused = process.merge(plan.data, self.fds[plan.gid])
+                if refused:
+                    self.planner.verify(plan.gid, self.fds[plan.gid])
                 self.planner.result(plan.sid, number, merged, refused)
             elif kind == wire.UNMERGE:
                 process.unmerge(runs(plan.data))

@@ -212,7 +212,8 @@ int ud_planner_leave(struct ud_planner *p, uint32_t sid, int64_t now);
 
 int ud_planner_header(struct ud_planner *p, uint32_t sid, struct ud_ledger_header *out);
 
-int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint64_t *name);
+int ud_planner_segment(struct ud_planner *p, int fd, uint32_t node, uint32_t sid, uint32_t plan, uint64_t *name);
+int ud_planner_verify(struct ud_planner *p, uint32_t gid, int fd);
 uint32_t ud_planner_plan_node(struct ud_planner *p, uint32_t sid, uint32_t plan);
 
 int ud_planner_drop(struct ud_planner *p, uint32_t gid);

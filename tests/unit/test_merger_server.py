@@ -116,7 +116,7 @@ def test_a_dead_session_leaves_nothing(merger: Merger) -> None:
         agent.close()
     wait_for(lambda: merger.stat()["store_pages"] == 0)
     stat = merger.stat()
-    assert stat["processes"] == [] and stat["pages_sharing"] == 0 and stat["pages_merged"] == 100
+    assert stat["processes"] == [] and stat["pages_sharing"] == 0 and stat["pages_merged"] == 200
     fds = descriptors(merger.process.pid)
     assert [name for name in fds if "memfd" in name] == OWN
 

@@ -100,7 +100,7 @@ def test_runs_published_piecemeal_are_mended(bench: Bench) -> None:
     bench.sent.clear()
     bench.settle()
     assert [len(runs(data)) for kind, _, data in bench.sent if kind == wire.PUBLISH] == [1]
-    assert [len(runs(data)) for kind, _, data in bench.sent if kind == wire.MERGE] == [1, 1]
+    assert [len(runs(data)) for kind, _, data in bench.sent if kind == wire.MERGE] == [1, 1, 1]
     time.sleep(2.1)
     free_idle(bench)
     assert bench.count()[1]["slots"] == 1024

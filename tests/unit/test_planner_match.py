@@ -5,7 +5,7 @@ import struct
 import time
 
 import pytest
-from fake_agent import PAGE, Bench, FakeProcess, digest, header_of, page, runs, sealed
+from fake_agent import KEY, PAGE, Bench, FakeProcess, digest, header_of, page, runs, sealed
 
 from udedup.core import lib
 from udedup.merger import wire
@@ -28,7 +28,7 @@ def test_equal_arrays_become_one_publication_and_one_merge(bench: Bench) -> None
         bench.join()[1].write(vaddr, numbers(1, 500))
     bench.settle()
     assert sent(bench, wire.PUBLISH) == [[(HERE, 500, 0)]]
-    assert sent(bench, wire.MERGE) == [[(THERE + 17 * PAGE, 500, 0)]]
+    assert sent(bench, wire.MERGE) == [[(HERE, 500, 0)], [(THERE + 17 * PAGE, 500, 0)]]
     sums, store = bench.count()
     assert (sums["shared"], sums["sharing"], sums["unshared"]) == (500, 500, 0)
     assert (store["slots"], store["used"], store["dead"]) == (500, 500, 0)
@@ -57,7 +57,7 @@ def test_eight_sharers_publish_once(bench: Bench) -> None:
         bench.join()[1].write(HERE, numbers(1, 300))
     bench.settle()
     assert len(sent(bench, wire.PUBLISH)) == 1
-    assert len(sent(bench, wire.MERGE)) == 7
+    assert len(sent(bench, wire.MERGE)) == 8
     sums, _ = bench.count()
     assert (sums["shared"], sums["sharing"]) == (300, 2100)
 
@@ -69,7 +69,7 @@ def test_duplicates_within_one_process(bench: Bench) -> None:
     bench.settle()
     sums, store = bench.count()
     assert (sums["shared"], sums["sharing"], store["slots"]) == (100, 100, 100)
-    assert sum(map(len, sent(bench, wire.MERGE))) == 1
+    assert sum(map(len, sent(bench, wire.MERGE))) == 2
 
 
 def test_late_process_needs_no_publication(bench: Bench) -> None:
@@ -90,7 +90,7 @@ def test_matches_reach_back_over_pages_seen_earlier(bench: Bench) -> None:
     second.write(THERE, [page(900), *numbers(10, 30), page(901)])
     bench.settle()
     assert sent(bench, wire.PUBLISH) == [[(HERE + 9 * PAGE, 30, 0)]]
-    assert sent(bench, wire.MERGE) == [[(THERE + PAGE, 30, 0)]]
+    assert sent(bench, wire.MERGE) == [[(HERE + 9 * PAGE, 30, 0)], [(THERE + PAGE, 30, 0)]]
 
 
 def test_long_runs_go_first(bench: Bench) -> None:
@@ -161,7 +161,7 @@ def test_waiter_that_changed_in_time_is_left_out(bench: Bench) -> None:
     second.write(THERE + 20 * PAGE, [page(777)], lib.UD_PG_VOLATILE)
     bench.settle()
     # The longer part goes first.
-    assert sent(bench, wire.MERGE) == [[(THERE + 21 * PAGE, 79, 21), (THERE, 20, 0)]]
+    assert sent(bench, wire.MERGE) == [[(HERE, 100, 0)], [(THERE + 21 * PAGE, 79, 21), (THERE, 20, 0)]]
 
 
 def test_owner_dies_before_it_published(bench: Bench) -> None:
@@ -213,6 +213,53 @@ def test_answer_to_no_plan_is_told(bench: Bench) -> None:
     sid, _ = bench.join()
     assert not bench.planner.published(sid, 77, 0)
     assert not bench.planner.result(sid, 77, 1, 0)
+
+
+def test_a_broken_promise_is_found_by_who_compares(bench: Bench) -> None:
+    """Who published other pages than it was asked for is believed until somebody compares; then the segment is read."""
+    _, publisher = bench.join()
+    publisher.write(HERE, numbers(1, 64))
+    sid, other = bench.join()
+    other.write(HERE, numbers(1, 64))
+    for each in (1, sid):
+        bench.planner.scan(each)
+    publish = publisher.publish
+    publisher.publish = lambda message: (publisher.write(HERE, numbers(501, 64)), publish(message))[1]  # type: ignore[method-assign,func-returns-value]
+    bench.step()
+    other.merge, merge = (lambda *_: (0, 64)), other.merge  # type: ignore[method-assign,assignment]
+    for _ in range(4):
+        bench.step()
+    other.merge = merge  # type: ignore[method-assign]
+    _, third = bench.join()
+    third.write(HERE, numbers(501, 64))
+    bench.settle()
+    assert third.get(HERE)[0] == lib.UD_PG_MERGED, "what the slots really hold serves others"
+    assert not any(bench.planner.verify(gid, fd) for gid, fd in bench.fds.items())
+
+
+def test_nothing_more_is_published_before_somebody_merged(bench: Bench) -> None:
+    """A segment is there twice until then, and that is bounded."""
+    processes = [bench.join()[1] for _ in range(2)]
+    for process in processes:
+        process.write(HERE, numbers(1, 8192))
+    bench.planner.limit(16 << 20)
+    bench.planner.configure(KEY, bench.settings)
+    for sid in bench.processes:
+        bench.planner.scan(sid)
+    for plan in bench.planner.plans():
+        kind, number = header_of(plan.data)
+        assert kind == wire.PUBLISH
+        fd, _, npages = bench.processes[plan.sid].publish(plan.data)
+        bench.planner.published(plan.sid, number, bench.planner.segment(fd, 0, (plan.sid, number))[0])
+        assert bench.count()[1]["outstanding_pages"] == npages
+        bench.fds[1] = fd
+        break
+    merges = list(bench.planner.plans())
+    assert {header_of(plan.data)[0] for plan in merges} == {wire.MERGE}
+    merged, refused = bench.processes[merges[0].sid].merge(merges[0].data, fd)
+    bench.planner.result(merges[0].sid, header_of(merges[0].data)[1], merged, refused)
+    assert bench.count()[1]["outstanding_pages"] == 0
+    assert header_of(next(bench.planner.plans()).data)[0] == wire.PUBLISH
 
 
 def test_segment_needs_all_seals(bench: Bench) -> None:

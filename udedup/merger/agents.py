@@ -103,7 +103,7 @@ class Agent:
                 raise wire.BadMessage("PUBLISHED without its descriptor")
             node = self.server.planner.plan_node(self.sid, plan)
             try:
-                gid, fd = self.server.keep_segment(fd, result.segment, self.sid, node), -1
+                gid, fd = self.server.keep_segment(fd, result.segment, self.sid, node, plan), -1
             except OSError as error:
                 raise wire.BadMessage(str(error)) from None
         self.server.planner.published(self.sid, plan, gid)
@@ -111,6 +111,8 @@ class Agent:
         return fd
 
     def _result(self, plan: int, result: wire.Result) -> None:
+        if result.changed:
+            self.server.store.verify(result.segment)
         self.server.planner.result(self.sid, plan, result.merged, result.refused)
         self._answered()
 

@@ -99,11 +99,23 @@ class Planner:
         _checked(lib.ud_planner_header(self._p, sid, self._header), "session")
         return self._header
 
-    def segment(self, fd: int, node: int = 0) -> tuple[int, int]:
-        """Id and name of the segment behind fd, the caller's still; of NUMA node `node` - 1 (0: any)."""
+    def segment(self, fd: int, node: int = 0, answers: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        """Id and name of the segment behind fd, the caller's still; of NUMA node `node` - 1 (0: any).
+
+        answers: session and number of the plan that asked for it. Then its slots are believed to hold what
+        the plan named, until verify().
+        """
         name = ffi.new("uint64_t *")
-        gid = _checked(lib.ud_planner_segment(self._p, fd, node, name), "segment")
+        gid = _checked(lib.ud_planner_segment(self._p, fd, node, *answers, name), "segment")
         return gid, int(name[0])
+
+    def find(self, name: int) -> int:
+        """Id of the segment of that name, 0 if there is none."""
+        return int(lib.ud_planner_find(self._p, name))
+
+    def verify(self, gid: int, fd: int) -> bool:
+        """Reads what the slots hold. False if that was done before."""
+        return bool(_checked(lib.ud_planner_verify(self._p, gid, fd), "segment"))
 
     def plan_node(self, sid: int, plan: int) -> int:
         """The NUMA node + 1 that a PUBLISH asked for, 0 for any."""

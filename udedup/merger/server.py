@@ -201,9 +201,9 @@ class Server:
 
     # ---- agents ----
 
-    def keep_segment(self, fd: int, name: int, sid: int, node: int = 0) -> int:
+    def keep_segment(self, fd: int, name: int, sid: int, node: int = 0, plan: int = 0) -> int:
         """Puts an agent's segment into the store, which then owns fd. Its id; OSError if it is not sound."""
-        gid = self.store.add(fd, name, sid, node)
+        gid = self.store.add(fd, name, sid, node, plan)
         self.scrubber.added(gid)
         return gid
 

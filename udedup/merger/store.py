@@ -20,13 +20,13 @@ class Store:
     def __iter__(self) -> Iterator[int]:
         return iter(list(self._fds))
 
-    def add(self, fd: int, name: int, holder: int, node: int = 0) -> int:
+    def add(self, fd: int, name: int, holder: int, node: int = 0, plan: int = 0) -> int:
         """Takes fd over and returns the segment's id; its pages are of NUMA node `node` - 1 (0: any).
 
-        Raises OSError if it is not sealed, not a whole number of pages, or not the file `name`.
+        plan: the number of the holder's plan that asked for it, 0 if none did. Raises OSError if it is not sealed, not a whole number of pages, or not the file `name`.
         """
         try:
-            gid, real = self._planner.segment(fd, node)
+            gid, real = self._planner.segment(fd, node, (holder, plan))
             if real != name:
                 raise OSError(f"segment {name} is really {real}")
         except OSError:
@@ -43,6 +43,12 @@ class Store:
         """The descriptor, to be sent to the agent `holder`."""
         self._holders[gid].add(holder)
         return self._fds[gid]
+
+    def verify(self, name: int) -> None:
+        """Somebody found other bytes in a segment than its digests said: it is read, once."""
+        gid = self._planner.find(name)
+        if gid in self._fds:
+            self._planner.verify(gid, self._fds[gid])
 
     def fd_of(self, gid: int) -> int:
         return self._fds[gid]

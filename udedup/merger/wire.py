@@ -53,6 +53,11 @@ class Result(NamedTuple):
     freezes: int
     causes: tuple[int, ...]
 
+    @property
+    def changed(self) -> int:
+        """Pages whose bytes were other ones than their digests had said (UD_CAUSE_CHANGED)."""
+        return self.causes[0]
+
 
 def message(kind: int, body: bytes = b"", plan: int = 0) -> bytes:
     """A whole message, header included."""
