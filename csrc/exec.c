@@ -254,8 +254,11 @@ static void stage(struct ud__job *j, const struct ud__segment *s)
         if (p->npages > longest->npages)
             longest = p;
     }
-    if (wanted >= STAGE_MIN && wanted * 2 >= s->npages)
-        ud__stage(&j->stage, s->fd, s->npages, longest->vaddr - ((uint64_t)longest->slot << ud__page_shift), !ud__trap_active());
+    if (wanted < STAGE_MIN || wanted * 2 < s->npages)
+        return;
+    ud__turn_beside();
+    ud__stage(&j->stage, s->fd, s->npages, longest->vaddr - ((uint64_t)longest->slot << ud__page_shift), !ud__trap_active());
+    ud__turn_give();
 }
 
 static void merge_pieces(const struct ud__segment *s, uint32_t n, const struct ud_run *runs, uint32_t nruns,
@@ -265,7 +268,9 @@ static void merge_pieces(const struct ud__segment *s, uint32_t n, const struct u
                         .ledger = &ud__a.ledger};
     dump_merged_pages();
     stage(&j, s);
+    ud__turn_take();
     run_batches(&j);
+    ud__turn_give();
     ud__unstage(&j.stage);
     report(&j, res);
     for (uint32_t i = 0; i < nruns; i++)
@@ -343,6 +348,7 @@ void ud__plan_zero(const struct ud__range *r, size_t n)
     struct ud__job j = {.kind = UD__JOB_ZERO, .pieces = pieces, .segfd = -1, .ledger = &ud__a.ledger};
     for (size_t i = 0; i < n && i < PIECES_MAX; i++)
         pieces[j.npieces++] = (struct ud__piece){r[i].start, (uint32_t)((r[i].end - r[i].start) >> ud__page_shift), 0};
+    ud__turn_take();
     run_batches(&j);
     ud__a.ledger.hdr->pages_zeroed += j.merged;
     for (size_t i = 0; i < n; i++)

@@ -528,9 +528,9 @@ void ud__turns_close(void) UD_HIDDEN;
 void ud__turns_forked(void) UD_HIDDEN;
 void ud__turn_take(void) UD_HIDDEN;   /* waits for a turn, for a while; nothing if this agent has one */
 void ud__turn_give(void) UD_HIDDEN;
-void ud__turn_offer(void) UD_HIDDEN;  /* in the midst of long work: lets those who wait go first */
-void ud__turn_beside(void) UD_HIDDEN; /* for work that holds nobody: gives the turn for the place beside, */
-void ud__turn_back(void) UD_HIDDEN;   /* and comes back */
+void ud__turn_offer(void) UD_HIDDEN;  /* in the midst of a scan: lets those who wait go first */
+void ud__turn_beside(void) UD_HIDDEN; /* for work that holds nobody: the place beside, */
+void ud__turn_any(void) UD_HIDDEN;    /* or whatever is free */
 void ud__turn_rest(uint64_t us) UD_HIDDEN;  /* sleeps, without a turn meanwhile */
 
 #endif

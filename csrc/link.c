@@ -210,9 +210,7 @@ static int dispatch(long n, int *fd)
     case UD_MSG_MERGE:
         if (!runs_fit(runs, n))
             return -EPROTO;
-        ud__turn_take();
         ud__plan_merge(runs, *fd, &res);
-        ud__turn_give();
         *fd = -1; /* kept or closed */
         return answer(runs, &res, UD_MSG_RESULT, -1);
     case UD_MSG_UNMERGE:

@@ -3,7 +3,8 @@
  * Without it the holders of a pool that merges crowd out each other, and the threads that are to be held: a tick of the
  * scheduler (4 ms) for each that comes too late, in every hold.
  *
- * What holds nobody and takes long, the copy that is published, is done beside the turns, by one agent at a time.
+ * What holds nobody, the copy that is published or a segment that is mapped for comparison, is done beside the turns, by one
+ * agent at a time; a first scan wherever there is room.
  *
  *   turns: a memfd from the merger. Byte i is locked by whom turn i belongs to (fcntl, so the kernel ends the turn of who
  *   dies), the byte behind the last turn by who works beside; its first word counts what ended, and wakes who waits.
@@ -25,6 +26,7 @@
 #define OFFER_US 50u /* for who was woken to come before us */
 
 static int turns_fd = -1, mine = -1, turns;
+static int anywhere; /* not only a turn was asked for */
 static atomic_uint *ended;
 
 static int lock(int turn, short type)
@@ -80,7 +82,7 @@ static void take(int from, int to)
                 return;
             }
         struct timespec ts = {(time_t)(until / 1000000), (long)(until % 1000000) * 1000};
-        ud__sys(__NR_futex, ended, 9 /* FUTEX_WAIT_BITSET */, seen, &ts, 0, from < turns ? TURN : BESIDE);
+        ud__sys(__NR_futex, ended, 9 /* FUTEX_WAIT_BITSET */, seen, &ts, 0, (from < turns ? TURN : 0) | (to > turns ? BESIDE : 0));
     }
 }
 
@@ -94,29 +96,32 @@ static long end_turn(void)
     return ud__sys(__NR_futex, ended, 10 /* FUTEX_WAKE_BITSET */, 1, 0, 0, kind);
 }
 
-void ud__turn_take(void)
-{
-    if (ended && mine < 0)
-        take(0, turns);
-}
-
 void ud__turn_give(void)
 {
     if (mine >= 0)
         end_turn();
 }
 
-void ud__turn_beside(void)
+void ud__turn_take(void)
 {
-    ud__turn_give();
-    if (ended)
-        take(turns, turns + 1);
+    if (mine == turns)
+        ud__turn_give();
+    anywhere = 0;
+    if (ended && mine < 0)
+        take(0, turns);
 }
 
-void ud__turn_back(void)
+void ud__turn_any(void)
 {
-    ud__turn_give();
-    ud__turn_take();
+    anywhere = 1;
+    if (ended && mine < 0)
+        take(0, turns + 1);
+}
+
+void ud__turn_beside(void)
+{
+    if (ended && mine < 0)
+        take(turns, turns + 1);
 }
 
 void ud__turn_offer(void)
@@ -125,7 +130,10 @@ void ud__turn_offer(void)
         return;
     if (end_turn() > 0)
         ud__sleep_us(OFFER_US);
-    ud__turn_take();
+    if (anywhere)
+        ud__turn_any();
+    else
+        ud__turn_take();
 }
 
 void ud__turn_rest(uint64_t us)
