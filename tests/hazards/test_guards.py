@@ -91,8 +91,11 @@ def test_given_back_without_memory(racing: Lab) -> None:
 
 
 def test_merged_without_memory(racing: Lab) -> None:
-    """The same when the stage is moved into place, where the segment is mapped then, as in the test before."""
-    run = racing.merged([racing.program("races"), "given_back"], UDEDUP_TEST_GUARDS="halfway,mapped")
+    """The same when slots are moved into place from where they were compared: then the segment is mapped there."""
+    program = racing.program("races")
+    racing.same([program, "put_in_place"])
+    racing.same([program, "put_in_place"], UDEDUP_TEST_GUARDS="halfway")
+    run = racing.merged([program, "put_in_place"], UDEDUP_TEST_GUARDS="halfway,mapped")
     assert run.status == -signal.SIGSEGV, run
 
 

@@ -4,7 +4,7 @@
 #include <malloc.h>
 #include <sys/resource.h>
 
-#define N 32
+#define N 96 /* enough for a segment to be mapped and moved into place; in edges.c it is read */
 
 static void munmap_merged(void)
 {

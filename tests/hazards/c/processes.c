@@ -12,7 +12,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
-#define N 24
+#define N 96 /* enough for a segment to be mapped and moved into place; in edges.c it is read */
 
 extern char **environ;
 static double span(void) { return under_udedup() ? 2.5 : 0.3; }

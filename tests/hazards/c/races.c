@@ -530,7 +530,14 @@ static void given_back(void)
     printf("wrong %zu\n", wrong(p, N, 13));
 }
 
+/* mapped: ... or through the one that puts the slots of a large run in place. */
+static void put_in_place(void)
+{
+    char *p = merged_area(256, 17);
+    printf("wrong %zu\n", wrong(p, 256, 17));
+}
+
 MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
      T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
      T(protect_race), T(opens_ahead), T(thread_race), T(grows_down), T(grows_down_fixed), T(free_race),
-     T(given_back), T(at_the_limit), T(at_the_limit_at_once), T(calls_by_turns), T(proc_race))
+     T(given_back), T(put_in_place), T(at_the_limit), T(at_the_limit_at_once), T(calls_by_turns), T(proc_race))
