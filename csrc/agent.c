@@ -136,6 +136,9 @@ static uint64_t paced(uint64_t rest)
     return rest > least ? rest : least;
 }
 
+/* Was all that changed in a pass there before? What is written again has to be a second old (age.c): no hurry. */
+static int rewriting(int whole) { return whole && ud__a.knobs.smart_scan && ud__pass.fresh < CALM_PAGES; }
+
 /* Scans one slice and tells the merger. How long to rest then, in microseconds. */
 static uint64_t work(void)
 {
@@ -158,12 +161,12 @@ static uint64_t work(void)
                                 .whole = (uint32_t)whole};
         if (ud__link_send(&m, UD_MSG_PASS, sizeof m, -1) < 0)
             ud__link_close();
-        if (changed >= CALM_PAGES)
+        if (changed >= CALM_PAGES && !rewriting(whole))
             idle_us = 0;
-        else if (ud__pass.thorough) /* only such a pass knows that there is nothing new */
+        else if (changed >= CALM_PAGES || ud__pass.thorough) /* only such a pass knows that there is nothing new */
             idle_us = idle_us * 2 + rest;
-        if (changed > 0 && idle_us > most / 4) /* a few hot pages do not keep us awake, but they keep us looking */
-            idle_us = most / 4;
+        if (changed > 0 && idle_us > most / 2) /* a few hot pages do not keep us awake, but they keep us looking */
+            idle_us = most / 2;
     }
     if (whole && changed < CALM_PAGES) {
         uint64_t mask;

@@ -135,7 +135,7 @@ def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float
         if now - shown > 0.25:
             say(f"merging {now - meter.begun:5.1f} s  {total / MIB:7.0f} MiB")
             shown = now
-        if now - asked > 0.15:
+        if now - asked > (0.5 if pending else 0.15):
             asked = now
             if quiet.reached() and (pending is None or pending.done()):
                 cell.settled = True
@@ -143,9 +143,10 @@ def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float
         if now - meter.begun > limit_s and (pending is None or pending.done()):
             cell.notes.append(f"not settled after {limit_s:.0f} s: the figures are of that moment")
             break
-        # Closely at first, ever more widely; and never more than a fifth of the time.
+        # Closely at first, ever more widely. Never more than a fifth of the time; an application that works is
+        # not to feel it, and memory in small pages takes longer to count than the same in huge ones.
         cost, elapsed = time.monotonic() - at, at - meter.begun
-        time.sleep(max(INTERVAL_S, 4 * cost, elapsed / 200, 0.1 if pending else 0.0))
+        time.sleep(max(INTERVAL_S, elapsed / 200, 50 * cost if pending else 4 * cost))
     if pending is not None:
         cell.app_merging = app_figures(pending.result())
     _curves(meter, cell)
