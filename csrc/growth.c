@@ -1,7 +1,7 @@
 /* growth.c: when a process has grown enough to be worth an agent.
  *
  * Private memory is counted where it passes by: mappings in the interposed mmap, the heap by its end. Below
- * the threshold there is no thread, no connection, nothing but the counting.
+ * the threshold there is no thread, no connection, nothing but the counting; while there is an agent nothing is counted.
  *
  * Guarantees: async-signal-safe. A forked child of a process with an agent gets its own, which does nothing for
  * UD__FORK_CALM_US: exec ends it before it has begun.
@@ -46,9 +46,10 @@ void ud__growth_check(void)
 
 void ud__note_growth(int64_t bytes)
 {
+    if (atomic_load_explicit(&ud__a.state, memory_order_relaxed) != UD__AGENT_NONE)
+        return;
     int64_t now = atomic_fetch_add_explicit(&mapped, bytes, memory_order_relaxed) + bytes;
-    if (bytes > 0 && UD_UNLIKELY(now >= (int64_t)ud__a.threshold / 2) &&
-        atomic_load_explicit(&ud__a.state, memory_order_relaxed) == UD__AGENT_NONE)
+    if (bytes > 0 && UD_UNLIKELY(now >= (int64_t)ud__a.threshold / 2))
         ud__growth_check();
 }
 

@@ -216,7 +216,7 @@ def test_answer_to_no_plan_is_told(bench: Bench) -> None:
 
 
 def test_a_broken_promise_is_found_by_who_compares(bench: Bench) -> None:
-    """Who published other pages than it was asked for is believed until somebody compares; then the segment is read."""
+    """A publisher is believed until somebody finds other bytes; then the segment is read."""
     _, publisher = bench.join()
     publisher.write(HERE, numbers(1, 64))
     sid, other = bench.join()

@@ -143,8 +143,8 @@ def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float
         if now - meter.begun > limit_s and (pending is None or pending.done()):
             cell.notes.append(f"not settled after {limit_s:.0f} s: the figures are of that moment")
             break
-        # Closely at first, ever more widely. Never more than a fifth of the time; an application that works is
-        # not to feel it, and memory in small pages takes longer to count than the same in huge ones.
+        # Closely at first, ever more widely. Never more than a fifth of the time; an application that works
+        # is not to feel it, and memory in small pages takes longer to count than the same in huge ones.
         cost, elapsed = time.monotonic() - at, at - meter.begun
         time.sleep(max(INTERVAL_S, elapsed / 200, 50 * cost if pending else 4 * cost))
     if pending is not None:

@@ -23,7 +23,8 @@ class Store:
     def add(self, fd: int, name: int, holder: int, node: int = 0, plan: int = 0) -> int:
         """Takes fd over and returns the segment's id; its pages are of NUMA node `node` - 1 (0: any).
 
-        plan: the number of the holder's plan that asked for it, 0 if none did. Raises OSError if it is not sealed, not a whole number of pages, or not the file `name`.
+        plan: the number of the holder's plan that asked for it, 0 if none did. Raises OSError if it is not
+        sealed, not a whole number of pages, or not the file `name`.
         """
         try:
             gid, real = self._planner.segment(fd, node, (holder, plan))
