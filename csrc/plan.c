@@ -334,17 +334,22 @@ int ud_planner_result(struct ud_planner *p, uint32_t sid, uint32_t number, uint3
     return 0;
 }
 
+/* Does the answer that the plan waits for make room for publications? */
+static bool makes_room(struct ud_planner *p, const struct ud__plan *plan)
+{
+    const struct ud__segment *g = ud__segment(p, plan->gid);
+    return !plan->late && (plan->type == UD_MSG_PUBLISH || (g && g->lent));
+}
+
 /* An agent that is stopped, or hangs, must not hold up the others' publications. */
 static void expire(struct ud_planner *p, int64_t now)
 {
     for (uint32_t i = 0; i < p->plan_count; i++) {
         struct ud__plan *plan = &p->plans[i];
-        if (plan->late || now - plan->sent < p->conf.answer_timeout)
+        if (!makes_room(p, plan) || now - plan->sent < p->conf.answer_timeout)
             continue;
         if (plan->type != UD_MSG_PUBLISH) {
-            struct ud__segment *g = ud__segment(p, plan->gid);
-            if (g)
-                ud__paid_back(p, g);
+            ud__paid_back(p, ud__segment(p, plan->gid));
             continue;
         }
         struct ud__session *s = ud__session(p, plan->sid);
@@ -392,7 +397,7 @@ int64_t ud_planner_timer(struct ud_planner *p, int64_t now)
         if (p->sessions[i] && next_look(p->sessions[i]) < first)
             first = next_look(p->sessions[i]);
     for (uint32_t i = 0; i < p->plan_count; i++)
-        if (!p->plans[i].late && p->plans[i].type == UD_MSG_PUBLISH && p->plans[i].sent + p->conf.answer_timeout < first)
+        if (makes_room(p, &p->plans[i]) && p->plans[i].sent + p->conf.answer_timeout < first)
             first = p->plans[i].sent + p->conf.answer_timeout;
     if (first == INT64_MAX || p->conf.run != 1)
         return -1;

@@ -6,11 +6,11 @@
  *
  * Moved, the slots need not be unmapped here nor faulted in there: a third of what merging a page of a large run costs. The
  * stage stays whole behind them (MREMAP_DONTUNMAP), so that nobody else can be given a place that is about to be unmapped.
+ * Where both lie alike in huge pages, a part of the page table moves as one entry.
  *
- * Where both lie alike in the large pages of the page table, a part of that table moves as one entry.
- *
- * Guarantees: a stage is never in a forked child. ud__stage_move either moves all of the range or says so; in between
- * nobody sees the range half done but a thread that is not held, so it is for holds only.
+ * Guarantees: a stage is never in a forked child, but for a part whose holder was killed. ud__stage_move either moves
+ * all of the range or says so; in between nobody sees the range half done but a thread that is not held, so it is for
+ * holds only.
  * Fails: no stage (at NULL) where the kernel refuses to map, or the address space is limited: slots are read then. Not movable
  * where private memory is limited or accounted strictly: the kernel unmaps the target of mremap before it asks for more.
  * ud__stage_move: -errno; the range may be unmapped then, and the caller maps the segment there.
@@ -42,7 +42,7 @@ static int strictly_accounted(void)
 void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int movable)
 {
     uint64_t len = (uint64_t)npages << ud__page_shift, huge = ud__huge_bytes();
-    uint64_t hint = ud__hint(len + huge) / huge * huge + place % huge;
+    uint64_t hint = (ud__hint(len + 2 * huge) + huge - 1) / huge * huge + place % huge;
     *s = (struct ud__stage){.len = len};
     if (limited(RLIMIT_AS)) /* the room is the program's */
         return;

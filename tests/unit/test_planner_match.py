@@ -8,7 +8,7 @@ import pytest
 from fake_agent import KEY, PAGE, Bench, FakeProcess, digest, header_of, page, runs, sealed
 
 from udedup.core import lib
-from udedup.merger import wire
+from udedup.merger import planner, wire
 
 HERE = 0x7F0000000000
 THERE = 0x7E0000000000
@@ -237,7 +237,9 @@ def test_a_broken_promise_is_found_by_who_compares(bench: Bench) -> None:
     assert not any(bench.planner.verify(gid, fd) for gid, fd in bench.fds.items())
 
 
-def test_nothing_more_is_published_before_somebody_merged(bench: Bench) -> None:
+def test_nothing_more_is_published_before_somebody_merged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A segment is there twice until then, and that is bounded."""
     processes = [bench.join()[1] for _ in range(2)]
     for process in processes:
@@ -256,10 +258,12 @@ def test_nothing_more_is_published_before_somebody_merged(bench: Bench) -> None:
         break
     merges = list(bench.planner.plans())
     assert {header_of(plan.data)[0] for plan in merges} == {wire.MERGE}
+    now = planner.now_ms
+    monkeypatch.setattr(planner, "now_ms", lambda: now() + 20_000)  # who does not answer holds up nobody
+    assert bench.planner.timer() == 0
+    assert header_of(next(bench.planner.plans()).data)[0] == wire.PUBLISH
     merged, refused = bench.processes[merges[0].sid].merge(merges[0].data, fd)
     bench.planner.result(merges[0].sid, header_of(merges[0].data)[1], merged, refused)
-    assert bench.count()[1]["outstanding_pages"] == 0
-    assert header_of(next(bench.planner.plans()).data)[0] == wire.PUBLISH
 
 
 def test_segment_needs_all_seals(bench: Bench) -> None:
