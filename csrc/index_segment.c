@@ -1,7 +1,8 @@
 /* index_segment.c: segments of the store as the merger knows them: a name and a digest for each slot.
  *
  * Guarantees: only a memfd with all four seals is accepted, so its digests stay true and reading it
- * cannot fail; it is never mapped.
+ * cannot fail; it is never mapped. A segment that was asked for is believed to hold what was asked for until somebody finds
+ * other bytes in it: then it is read.
  * Fails: -EPERM without the seals, -EINVAL for a size that is no number of pages, -ENOMEM, -ENFILE.
  */
 #include <errno.h>
