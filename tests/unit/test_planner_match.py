@@ -219,9 +219,9 @@ def test_a_broken_promise_is_found_by_who_compares(bench: Bench) -> None:
     """A publisher is believed until somebody finds other bytes; then the segment is read."""
     _, publisher = bench.join()
     publisher.write(HERE, numbers(1, 64))
-    sid, other = bench.join()
+    _, other = bench.join()
     other.write(HERE, numbers(1, 64))
-    for each in (1, sid):
+    for each in bench.processes:
         bench.planner.scan(each)
     publish = publisher.publish
     publisher.publish = lambda message: (publisher.write(HERE, numbers(501, 64)), publish(message))[1]  # type: ignore[method-assign,func-returns-value]
@@ -237,33 +237,33 @@ def test_a_broken_promise_is_found_by_who_compares(bench: Bench) -> None:
     assert not any(bench.planner.verify(gid, fd) for gid, fd in bench.fds.items())
 
 
+@pytest.mark.parametrize("answers", [True, False])
 def test_nothing_more_is_published_before_somebody_merged(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
-    """A segment is there twice until then, and that is bounded."""
-    processes = [bench.join()[1] for _ in range(2)]
-    for process in processes:
+    """A segment is there twice until then, and that is bounded. Who does not answer holds up nobody."""
+    for process in [bench.join()[1] for _ in range(2)]:
         process.write(HERE, numbers(1, 8192))
     bench.planner.limit(16 << 20)
     bench.planner.configure(KEY, bench.settings)
     for sid in bench.processes:
         bench.planner.scan(sid)
-    for plan in bench.planner.plans():
-        kind, number = header_of(plan.data)
-        assert kind == wire.PUBLISH
-        fd, _, npages = bench.processes[plan.sid].publish(plan.data)
-        bench.planner.published(plan.sid, number, bench.planner.segment(fd, 0, (plan.sid, number))[0])
-        assert bench.count()[1]["outstanding_pages"] == npages
-        bench.fds[1] = fd
-        break
+    publish = next(bench.planner.plans())
+    fd, _, npages = bench.processes[publish.sid].publish(publish.data)
+    plan = (publish.sid, header_of(publish.data)[1])
+    bench.planner.published(*plan, bench.planner.segment(fd, 0, plan)[0])
+    assert bench.count()[1]["outstanding_pages"] == npages
     merges = list(bench.planner.plans())
-    assert {header_of(plan.data)[0] for plan in merges} == {wire.MERGE}
-    now = planner.now_ms
-    monkeypatch.setattr(planner, "now_ms", lambda: now() + 20_000)  # who does not answer holds up nobody
-    assert bench.planner.timer() == 0
+    assert {header_of(merge.data)[0] for merge in merges} == {wire.MERGE}
+    if answers:
+        merged = bench.processes[merges[0].sid].merge(merges[0].data, fd)
+        bench.planner.result(merges[0].sid, header_of(merges[0].data)[1], *merged)
+        assert bench.count()[1]["outstanding_pages"] == 0
+    else:
+        now = planner.now_ms
+        monkeypatch.setattr(planner, "now_ms", lambda: now() + 20_000)
+        assert bench.planner.timer() == 0
     assert header_of(next(bench.planner.plans()).data)[0] == wire.PUBLISH
-    merged, refused = bench.processes[merges[0].sid].merge(merges[0].data, fd)
-    bench.planner.result(merges[0].sid, header_of(merges[0].data)[1], merged, refused)
 
 
 def test_segment_needs_all_seals(bench: Bench) -> None:
