@@ -44,7 +44,7 @@ static enum mood mood(void)
         p->grew_us = p->began_us;
     if (p->grew_us && p->began_us - p->grew_us < PATIENCE_US)
         return GROWING;
-    return p->written < CALM_PAGES ? CALM : WRITING;
+    return p->written + p->hot < CALM_PAGES ? CALM : WRITING;
 }
 
 /* A page of a program that writes has to be a second old. */

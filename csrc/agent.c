@@ -165,7 +165,7 @@ static uint64_t work(void)
             idle_us = 0;
         else if (changed >= CALM_PAGES || ud__pass.thorough) /* only such a pass knows that there is nothing new */
             idle_us = idle_us * 2 + rest;
-        if (changed > 0 && idle_us > most / 2) /* a few hot pages do not keep us awake, but they keep us looking */
+        if (ud__pass.fresh && idle_us > most / 2) /* a few new pages do not keep us awake, but they keep us looking */
             idle_us = most / 2;
     }
     if (whole && changed < CALM_PAGES) {

@@ -244,8 +244,8 @@ static void dump_merged_pages(void)
     }
 }
 
-/* Only if most of the segment is wanted; so that the longest piece can be moved by parts of the page table. */
-static void stage(struct ud__job *j, const struct ud__segment *s)
+/* The longest piece, so that it can be moved by parts of the page table; NULL if less than most of the segment is wanted. */
+static const struct ud__piece *worth_staging(const struct ud__job *j, const struct ud__segment *s)
 {
     uint64_t wanted = 0;
     const struct ud__piece *p = j->pieces, *longest = p;
@@ -254,11 +254,7 @@ static void stage(struct ud__job *j, const struct ud__segment *s)
         if (p->npages > longest->npages)
             longest = p;
     }
-    if (wanted < STAGE_MIN || wanted * 2 < s->npages)
-        return;
-    ud__turn_beside();
-    ud__stage(&j->stage, s->fd, s->npages, longest->vaddr - ((uint64_t)longest->slot << ud__page_shift), !ud__trap_active());
-    ud__turn_give();
+    return wanted < STAGE_MIN || wanted * 2 < s->npages ? NULL : longest;
 }
 
 static void merge_pieces(const struct ud__segment *s, uint32_t n, const struct ud_run *runs, uint32_t nruns,
@@ -266,8 +262,14 @@ static void merge_pieces(const struct ud__segment *s, uint32_t n, const struct u
 {
     struct ud__job j = {.kind = UD__JOB_MERGE, .pieces = pieces, .npieces = n, .segfd = s->fd, .segment = s->inode,
                         .ledger = &ud__a.ledger};
+    const struct ud__piece *longest = worth_staging(&j, s);
     dump_merged_pages();
-    stage(&j, s);
+    if (longest) {
+        uint64_t first_slot = longest->vaddr - ((uint64_t)longest->slot << ud__page_shift);
+        ud__turn_beside();
+        ud__stage(&j.stage, s->fd, s->npages, first_slot, !ud__trap_active());
+        ud__turn_give();
+    }
     ud__turn_take();
     run_batches(&j);
     ud__turn_give();

@@ -15,6 +15,7 @@ struct ud__pass {
     struct ud__space space;
     uint64_t number;      /* of this pass */
     uint64_t began_us;
+    uint64_t thorough_us; /* when the last thorough pass began */
     uint64_t at;          /* cursor */
     uint64_t signature;   /* of the space at the last resync */
     uint64_t zero_digest;

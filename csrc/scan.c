@@ -16,6 +16,7 @@
 #define TODO_PAGES 8192u
 #define TODO_RANGES 2048u
 #define THOROUGH_PASSES 4
+#define THOROUGH_US 4000000u
 #define OFFER_PAGES 1024u
 
 enum { BEGIN, WRITTEN, UNTRACKED, END };
@@ -190,11 +191,17 @@ static int take_ranges(long n, int written)
     return ud__pass_flush();
 }
 
+/* Long sleeps between passes: each may as well be thorough, unless the program only goes on writing what we know. */
+static int rested(void)
+{
+    return ud__a.resting && (!ud__pass.written || ud__pass.began_us - ud__pass.thorough_us >= THOROUGH_US);
+}
+
 /* New mappings, split pages and library data can wait a little: to find them the kernel walks all mappings and all
  * merged memory. In between a pass asks only what was written under tracking. */
 static int thorough(void)
 {
-    return ud__pass.number <= 3 || ud__pass.number % THOROUGH_PASSES == 0 || ud__a.kicked || ud__a.resting ||
+    return ud__pass.number <= 3 || ud__pass.number % THOROUGH_PASSES == 0 || ud__a.kicked || rested() ||
            ud__pass.force_resync || ud__pass.renew ||
            ud__a.ledger.hdr->track_kind != UD_TRACK_UFFD;
 }
@@ -207,13 +214,14 @@ static int begin(void)
     ud__pass.number++;
     ud__pass.renew = regions != ud__pass.regions;
     ud__pass.regions = regions;
+    ud__pass.began_us = ud__now_us();
     ud__pass.thorough = thorough();
     int r = !ud__pass.thorough ? 0 : ud__pass.force_resync ? ud__space_read(&ud__pass.space) : ud__space_look(&ud__pass.space);
     if (r) {
         ud__budget_keep(); /* the limit of mappings may be why */
         return r;
     }
-    ud__pass.began_us = ud__now_us();
+    ud__pass.thorough_us = ud__pass.thorough ? ud__pass.began_us : ud__pass.thorough_us;
     ud__pass.written = ud__pass.fresh = 0;
     ud__hot_begin();
     ud__pass.zero_digest = ud__zero_digest();

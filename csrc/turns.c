@@ -26,7 +26,7 @@
 #define OFFER_US 50u /* for who was woken to come before us */
 
 static int turns_fd = -1, mine = -1, turns;
-static int anywhere; /* not only a turn was asked for */
+static int upto; /* what was asked for last: one of the turns, or whatever is free */
 static atomic_uint *ended;
 
 static int lock(int turn, short type)
@@ -106,16 +106,16 @@ void ud__turn_take(void)
 {
     if (mine == turns)
         ud__turn_give();
-    anywhere = 0;
+    upto = turns;
     if (ended && mine < 0)
-        take(0, turns);
+        take(0, upto);
 }
 
 void ud__turn_any(void)
 {
-    anywhere = 1;
+    upto = turns + 1;
     if (ended && mine < 0)
-        take(0, turns + 1);
+        take(0, upto);
 }
 
 void ud__turn_beside(void)
@@ -130,10 +130,7 @@ void ud__turn_offer(void)
         return;
     if (end_turn() > 0)
         ud__sleep_us(OFFER_US);
-    if (anywhere)
-        ud__turn_any();
-    else
-        ud__turn_take();
+    take(0, upto);
 }
 
 void ud__turn_rest(uint64_t us)
