@@ -59,7 +59,7 @@ enum ud__guard {
     UD__GUARD_OWED = 1 << 12, UD__GUARD_RELEASE = 1 << 13, UD__GUARD_STOPPED = 1 << 14, UD__GUARD_PROC = 1 << 15,
     UD__GUARD_BAR = 1 << 16, UD__GUARD_OPENERS = 1 << 17, UD__GUARD_DOWN = 1 << 18, UD__GUARD_FREE = 1 << 19,
     UD__GUARD_LISTED = 1 << 20, UD__GUARD_COPYBACK = 1 << 21, UD__GUARD_BALLAST = 1 << 22, UD__GUARD_NUMBER = 1 << 23,
-    UD__GUARD_MAPPED = 1 << 26,
+    UD__GUARD_MAPPED = 1 << 26, UD__GUARD_STAGED = 1 << 27,
     /* No guards, but failures that the test library plays when they are "switched off": */
     UD__GUARD_HALFWAY = 1 << 24, /* a kernel without memory half-way through mremap */
     UD__GUARD_SHORT = 1 << 25    /* lists of threads that end early */

@@ -63,7 +63,7 @@ long ud__stage_move(const struct ud__stage *s, uint64_t off, uint64_t at, uint64
     uint64_t from = (uint64_t)s->at + off;
     if (!s->movable || len < MOVE_MIN || atomic_load(&cannot_move))
         return -EOPNOTSUPP;
-    long r = ud__sys(__NR_madvise, from, len, MADV_DOFORK);
+    long r = UD__GUARD_ON(UD__GUARD_STAGED) ? ud__sys(__NR_madvise, from, len, MADV_DOFORK) : 0;
     if (r)
         return r;
     if (!UD__GUARD_ON(UD__GUARD_HALFWAY)) { /* only in tests: nobody can make the kernel run out of memory there */

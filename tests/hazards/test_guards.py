@@ -99,6 +99,14 @@ def test_merged_without_memory(racing: Lab) -> None:
     assert run.status == -signal.SIGSEGV, run
 
 
+def test_what_was_put_in_its_place_is_inherited(racing: Lab) -> None:
+    """What is mapped beside must be in no child, what was moved from there must be."""
+    program = racing.program("races")
+    racing.same([program, "put_in_place"])
+    run = racing.merged([program, "put_in_place"], UDEDUP_TEST_GUARDS="staged")
+    assert run.out == "wrong 0\nchild 11\ndone\n"
+
+
 def made_at_the_limit(lab: Lab, name: str, **extra: str) -> str:
     """A busy machine's agent may give all back before the limit is reached: that shows nothing."""
     for _ in range(5):

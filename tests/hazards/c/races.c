@@ -535,6 +535,12 @@ static void put_in_place(void)
 {
     char *p = merged_area(256, 17);
     printf("wrong %zu\n", wrong(p, 256, 17));
+    int status = 0;
+    pid_t child = fork();
+    if (child == 0)
+        _exit(wrong(p, 256, 17) != 0);
+    CHECK(child > 0 && waitpid(child, &status, 0) == child);
+    printf("child %d\n", status);
 }
 
 MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
