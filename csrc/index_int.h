@@ -179,6 +179,8 @@ uint32_t ud__join_doubles(struct ud_planner *p);
 
 /* plan_publish.c */
 void ud__queue(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t n);
+/* How many of a longer run's pages at vaddr to take: `most`, or less, so that a huge page ends there. Cut it would be split. */
+uint32_t ud__whole_huge(const struct ud_planner *p, uint64_t vaddr, uint32_t most);
 int ud__queue_tile(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t copies);
 int ud__make_publish(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf);
 

@@ -146,7 +146,7 @@ static bool any_claimed(const struct ud__session *s, uint32_t page, uint32_t n)
 static int pair_up(struct ud_planner *p, struct ud__session *s, uint32_t page, struct ud__session *o, uint32_t theirs, uint32_t n)
 {
     struct ud__wait wait = {s->id, page, theirs, n, false};
-    if (n == p->conf.segment_pages && o != s && s->queued + n <= o->queued && !any_claimed(o, theirs, n)) {
+    if (n > p->conf.segment_pages / 2 && o != s && s->queued + n <= o->queued && !any_claimed(o, theirs, n)) {
         struct ud__session *other = s;
         wait = (struct ud__wait){o->id, theirs, page, n, false};
         s = o;
@@ -179,7 +179,9 @@ static uint32_t match_pair(struct ud_planner *p, struct ud__session *s, uint32_t
     if (s->mute_until > now || !worth(p, s, o, page, n + back, now))
         return n;
     for (uint32_t from = 0, part; from < n + back; from += part) {
-        part = n + back - from < p->conf.segment_pages ? n + back - from : p->conf.segment_pages;
+        part = n + back - from;
+        if (part > p->conf.segment_pages)
+            part = ud__whole_huge(p, ud__ledger_vaddr(s, page - back + from, p->page_size), p->conf.segment_pages);
         if (pair_up(p, s, page - back + from, o, to.page - back + from, part)) {
             ud__put_off(s, page, now + BUSY_AGAIN, true);
             return n;

@@ -124,6 +124,18 @@ static uint32_t queued_run(struct ud_planner *p, struct ud__session *s, uint32_t
     return n;
 }
 
+uint32_t ud__whole_huge(const struct ud_planner *p, uint64_t vaddr, uint32_t most)
+{
+    uint32_t huge = (uint32_t)(p->page_size / 8), past = (uint32_t)((vaddr / p->page_size + most) % huge);
+    return most >= 2 * huge ? most - past : most;
+}
+
+/* Is the page after this one queued as well, and next to it in memory? */
+static bool goes_on(struct ud_planner *p, const struct ud__session *s, uint32_t page)
+{
+    return ud__ledger_follows(s, page, p->page_size) && ud__in_use(s, page + 1) && ud__bit(s->queue, page + 1);
+}
+
 /* Takes the runs of at least `least` pages, by address. */
 static void take_runs(struct ud_planner *p, struct ud__session *s, struct draft *d, uint32_t least)
 {
@@ -135,6 +147,10 @@ static void take_runs(struct ud_planner *p, struct ud__session *s, struct draft 
                 return;
             uint32_t node = 0, n = queued_run(p, s, page + i, room, d, &node);
             if (n && (n >= least || n == room) && (!d->nruns || node == d->node)) {
+                if (n == room && goes_on(p, s, page + i + n - 1)) {
+                    n = ud__whole_huge(p, ud__ledger_vaddr(s, page + i, p->page_size), n);
+                    d->room = d->npages + n;
+                }
                 for (uint32_t k = 0; k < n; k++)
                     unqueue(p, s, page + i + k);
                 add_run(p, s, d, (struct ud__run){page + i, n, 0, 0}, node);
@@ -188,9 +204,11 @@ static int finish(struct ud_planner *p, struct ud__session *s, struct draft *d, 
 
 int ud__make_publish(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf)
 {
-    if (!s->queued || s->publishes >= MAX_PUBLISHES || p->outstanding >= p->conf.outstanding_pages)
+    uint64_t left = p->conf.outstanding_pages > p->outstanding ? p->conf.outstanding_pages - p->outstanding : 0;
+    if (!s->queued || s->publishes >= MAX_PUBLISHES || !left)
         return 0;
-    uint64_t left = p->conf.outstanding_pages - p->outstanding;
+    if (p->outstanding && left < s->queued && left < p->conf.segment_pages / 2)
+        return 0; /* soon there is room for a segment that is cut where it should be */
     struct draft d = {.msg = buf, .room = left < p->conf.segment_pages ? (uint32_t)left : p->conf.segment_pages};
     d.runs = malloc(UD_MSG_MAX_RUNS * sizeof(*d.runs));
     if (!d.runs)

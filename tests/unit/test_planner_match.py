@@ -453,3 +453,18 @@ def test_a_run_of_several_segments_is_published_by_both(bench: Bench) -> None:
     assert published[1:] == [segment, segment, 0]
     sums, store = bench.count()
     assert (sums["shared"], sums["sharing"], store["slots"]) == (2 * segment, 4 * segment, 2 * segment)
+
+
+def test_segments_end_where_huge_pages_do(bench: Bench) -> None:
+    """To replace a part of a huge page the kernel splits it first."""
+    huge = PAGE // 8  # pages: a page table full of them
+    start, count = HERE + 100 * PAGE, 20000
+    contents = numbers(1, count)
+    for _ in range(2):
+        bench.join(FakeProcess(capacity=512))[1].write(start, contents)
+    bench.settle()
+    plans = [plan for kind in (wire.PUBLISH, wire.MERGE) for plan in sent(bench, kind)]
+    ends = {vaddr + npages * PAGE for plan in plans for vaddr, npages, _ in plan}
+    assert {end % (huge * PAGE) for end in ends - {start + count * PAGE}} == {0}
+    assert max(npages for plan in plans for _, npages, _ in plan) == 4096
+    assert bench.count()[1]["slots"] == count
