@@ -155,6 +155,4 @@ int ud_memory_merge_set(int on)
 
 int ud_memory_merge_get(void) { return atomic_load(&ud__a.merge_any) == UD__MERGE_ALL; }
 
-const void *ud_ledger_address(void) { return ud__a.ledger.hdr; }
-
 int ud_preloaded(void) { return ud__a.preloaded; }

@@ -139,7 +139,7 @@ static void note_hold(int cause)
 static void run_batches(struct ud__job *j)
 {
     int tries = 0, cause = -1;
-    if (j->kind != UD__JOB_UNMERGE && ud__merged_reserve(blocks_of(j->pieces, j->npieces))) {
+    if (j->kind == UD__JOB_MERGE && ud__merged_reserve(blocks_of(j->pieces, j->npieces))) {
         cause = UD_CAUSE_NOMEM;
         tries = TRIES;
     }

@@ -127,7 +127,7 @@ int ud__merged_test(uint64_t page) UD_HIDDEN;
 int ud__merged_reserve(size_t blocks) UD_HIDDEN;
 void ud__merged_swap(void) UD_HIDDEN;
 void ud__merged_reap(void) UD_HIDDEN; /* agent, after the batch: frees the old table */
-void ud__merged_set(uint64_t start, uint64_t end) UD_HIDDEN;
+int ud__merged_set(uint64_t start, uint64_t end) UD_HIDDEN; /* 0; -ENOMEM where more is set than was reserved for */
 void ud__merged_own(void) UD_HIDDEN; /* lists the table as ours again, in a forked child */
 
 /* ---- ledger.c ------------------------------------------------------------------------------------------ */
@@ -140,7 +140,6 @@ struct ud__ledger {
     int fd;
     uint32_t *hash; /* block index + 1 by address */
     uint32_t hash_cap, hash_used;
-    uint32_t free_head;
     uint32_t *free_list;
     uint32_t free_cap, free_count;
     uint32_t last; /* block that was looked up last */
@@ -166,7 +165,6 @@ void ud__ledger_commit(struct ud__ledger *l) UD_HIDDEN; /* raises gen: what was 
 /* Runs fn(arg) in a CLONE_VM process named udedup-agent, on the given stack, and waits for its end. All
  * signals must be blocked. share_files: it shares the caller's descriptor table. 0 when fn came to its
  * end, -ECHILD when the helper was killed before, -errno when it could not be made. */
-struct ud__stack { char *top; };
 #define UD__STACK_BYTES (64u * 1024)
 extern UD_HIDDEN _Atomic uint64_t ud__helper_cpu_us; /* CPU of all helpers so far */
 extern UD_HIDDEN atomic_int ud__helper_none; /* 1: the next child is the program's to make */
@@ -404,7 +402,7 @@ struct ud__agent {
     uint64_t calm_us;      /* the agent sleeps so long before it begins */
 };
 enum { UD__MERGE_UNSAID = 0, UD__MERGE_ALL, UD__MERGE_ADVISED }; /* what PR_SET_MEMORY_MERGE said: nothing, 1, 0 */
-enum { UD__AGENT_NONE = 0, UD__AGENT_STARTING, UD__AGENT_RUNNING, UD__AGENT_ENDING };
+enum { UD__AGENT_NONE = 0, UD__AGENT_STARTING, UD__AGENT_RUNNING };
 extern UD_HIDDEN struct ud__agent ud__a;
 /* Is nothing merged but what was advised? The program may change its mind in the midst of a plan: ask in the hold. */
 static inline int ud__advised_only(void)
@@ -418,7 +416,6 @@ int ud__agent_start(void) UD_HIDDEN; /* async-signal-safe; 0, or -EALREADY */
 void ud__agent_quit(void) UD_HIDDEN;
 #define UD__FORK_CALM_US 300000u
 enum { UD__LEAVE = 1, UD__QUIT = 2 }; /* in ud__a.leave */
-void ud__agent_forked(void) UD_HIDDEN; /* in the child of a fork */
 void ud__fork_init(void) UD_HIDDEN;
 void ud__fork_notice(void) UD_HIDDEN; /* before the state of this process is relied on: is it still ours? */
 int ud__in_vfork(void) UD_HIDDEN;     /* 1 in a vfork child, whose memory is its parent's */
@@ -509,8 +506,6 @@ void ud__segment_reset(int close_all) UD_HIDDEN;
 /* The inodes this process, or a forebear it was forked from, ever mapped. Inherited by fork. */
 int ud__inode_known(uint64_t inode) UD_HIDDEN;
 int ud__segment_device(uint32_t dev) UD_HIDDEN; /* 1: such inodes are on that device (struct ud__vma) */
-int ud__inode_learn(uint64_t inode) UD_HIDDEN; /* 0, or -ENOSPC */
-void ud__inode_unlearn(uint64_t inode) UD_HIDDEN;
 
 void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, int *fd) UD_HIDDEN;
 void ud__plan_merge(const struct ud_msg_runs *m, int fd, struct ud_msg_result *res) UD_HIDDEN;

@@ -23,7 +23,7 @@
 #define UD_LEDGER_VERSION 1u
 #define UD_BLOCK_PAGES 64u
 
-/* What is known of one page. The entry beside it holds a digest for VOLATILE, UNIQUE and SHARED, and
+/* What is known of one page. The entry beside it holds a digest for VOLATILE, STABLE and SHARED, and
  * UD_SLOT_REF(segment, slot) for MERGED. */
 enum ud_page_state {
     UD_PG_NONE = 0,     /* not present, not ours, or not looked at */

@@ -120,15 +120,14 @@ static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, u
         return;
     }
     ud__test_gap();
-    if (UD__GUARD_ON(UD__GUARD_BITFIRST))
-        ud__merged_set(at, at + len);
+    int first = UD__GUARD_ON(UD__GUARD_BITFIRST);
     uint32_t prot = PROT_READ | (v->flags & UD__VMA_W ? PROT_WRITE : 0);
-    if (put_slots(j, at, len, prot, (uint64_t)slot << ud__page_shift)) {
+    if ((first && ud__merged_set(at, at + len)) || put_slots(j, at, len, prot, (uint64_t)slot << ud__page_shift)) {
         ud__merged_clear(at, at + len);
         ud__job_refuse(j, n, UD_CAUSE_NOMEM);
         return;
     }
-    if (!UD__GUARD_ON(UD__GUARD_BITFIRST)) {
+    if (!first) {
         ud__test_gap();
         ud__merged_set(at, at + len);
     }

@@ -38,13 +38,15 @@ static struct cell *find(const struct table *t, uint64_t key)
 {
     if (!t)
         return NULL;
-    for (size_t i = slot_of(key, t->cap);; i = (i + 1) & (t->cap - 1)) {
+    size_t i = slot_of(key, t->cap);
+    for (size_t n = 0; n < t->cap; n++, i = (i + 1) & (t->cap - 1)) {
         uint64_t k = atomic_load_explicit(&t->cells[i].key, memory_order_acquire);
         if (k == key)
             return (struct cell *)&t->cells[i];
         if (k == 0)
             return NULL;
     }
+    return NULL;
 }
 
 /* Bits of the block that starts at `base` which [start, end) covers. */
@@ -128,12 +130,27 @@ static struct table *table_new(size_t cap)
     return t;
 }
 
+/* *t: where it is kept; cleared first, for a child forked in between must not unmap what is not there. */
+static void table_drop(struct table **t)
+{
+    struct table *gone = *t;
+    if (!gone)
+        return;
+    *t = NULL;
+    ud__own_del(gone);
+    ud__sys(__NR_munmap, gone, table_bytes(gone->cap));
+}
+
 int ud__merged_reserve(size_t blocks)
 {
     struct table *t = atomic_load(&current);
-    size_t used = t ? t->used : 0, cap = t ? t->cap : 0;
-    if (spare || (cap && (used + blocks) * 2 <= cap))
+    if (spare == t) /* a holder was killed in the midst of the swap */
+        spare = NULL;
+    struct table *next = spare ? spare : t; /* a spare one is of a batch that was not begun, and may be small */
+    size_t used = t ? t->used : 0;
+    if (next && (used + blocks) * 2 <= next->cap)
         return 0;
+    table_drop(&spare);
     size_t want = 256;
     while (want < (used + blocks) * 4)
         want *= 2;
@@ -141,9 +158,11 @@ int ud__merged_reserve(size_t blocks)
     return spare ? 0 : -ENOMEM;
 }
 
-static void insert(struct table *t, uint64_t key, uint64_t mask)
+/* 0, or -ENOMEM: not half of the table is used, once room was reserved. */
+static int insert(struct table *t, uint64_t key, uint64_t mask)
 {
-    for (size_t i = slot_of(key, t->cap);; i = (i + 1) & (t->cap - 1)) {
+    size_t i = slot_of(key, t->cap);
+    for (size_t n = 0; n < t->cap; n++, i = (i + 1) & (t->cap - 1)) {
         uint64_t k = atomic_load_explicit(&t->cells[i].key, memory_order_relaxed);
         if (k == key || k == 0) {
             atomic_fetch_or(&t->cells[i].mask, mask);
@@ -151,9 +170,10 @@ static void insert(struct table *t, uint64_t key, uint64_t mask)
                 t->used++;
                 atomic_store_explicit(&t->cells[i].key, key, memory_order_release);
             }
-            return;
+            return 0;
         }
     }
+    return -ENOMEM;
 }
 
 void ud__merged_swap(void)
@@ -171,23 +191,17 @@ void ud__merged_swap(void)
     old = t;
 }
 
-void ud__merged_reap(void)
-{
-    struct table *t = old;
-    if (!t)
-        return;
-    old = NULL; /* first: a child forked between the two must not unmap what is not there */
-    ud__own_del(t);
-    ud__sys(__NR_munmap, t, table_bytes(t->cap));
-}
+void ud__merged_reap(void) { table_drop(&old); }
 
-void ud__merged_set(uint64_t start, uint64_t end)
+int ud__merged_set(uint64_t start, uint64_t end)
 {
     struct table *t = atomic_load(&current);
     uint64_t bb = ud__block_bytes();
-    for (uint64_t base = start - start % bb; base < end; base += bb)
-        insert(t, block_of(base), mask_of(base, start, end));
+    int r = 0;
+    for (uint64_t base = start - start % bb; base < end && !r; base += bb)
+        r = insert(t, block_of(base), mask_of(base, start, end));
     atomic_store(&ud__merged_ever, 1);
+    return r;
 }
 
 void ud__merged_own(void)

@@ -17,14 +17,14 @@
 UD_API void ud_digest_pages(const void *pages, size_t n, size_t page_size, const uint64_t key[2], uint64_t *out);
 /* The implementation the dispatch chose: "avx512", "avx2", "neon" or "scalar". */
 UD_API const char *ud_digest_backend(void);
-/* Forces one by name (tests, bench, doctor); -ENOTSUP if this CPU cannot. */
+/* Forces one by name (tests); -ENOTSUP if this CPU cannot. */
 UD_API int ud_digest_use(const char *name);
 /* 1 if the n bytes are equal. */
 UD_API int ud_equal(const void *a, const void *b, size_t n);
 /* 1 if the n bytes are all zero. */
 UD_API int ud_is_zero(const void *page, size_t n);
 
-/* ---- agent: agent.c ---------------------------------------------------------------------------- */
+/* ---- agent: api.c ---------------------------------------------------------------------------- */
 
 /* Starts the agent of this process (socket: path of the domain's socket). 0, or -EALREADY. */
 UD_API int ud_join(const char *socket_path, int regions_advised);
@@ -37,12 +37,10 @@ UD_API int ud_joined(void);
 /* Process-wide merging as PR_SET_MEMORY_MERGE: 1 on, 0 off (unmerges); get returns it. */
 UD_API int ud_memory_merge_set(int on);
 UD_API int ud_memory_merge_get(void);
-/* Address of this process's ledger header (read only), NULL if no agent runs. */
-UD_API const void *ud_ledger_address(void);
 /* 1 if the interposers of this instance are in front of libc (LD_PRELOAD), 0 if not. */
 UD_API int ud_preloaded(void);
 
-/* ---- trap mode: trap.c ---------------------------------------------------------------------------- */
+/* ---- trap mode: writable.c ---------------------------------------------------------------------------- */
 
 /* Makes [addr, addr+len) writable for the kernel too, and keeps it so until closed: for a system call that writes
  * into it. A token > 0, or -errno of mprotect. Async-signal-safe, cheap where nothing is protected. */

@@ -16,7 +16,7 @@
  *     PUBLISHED + fd        ------->
  *                           <-------  MERGE + fd
  *     RESULT                ------->
- *                           <-------  UNMERGE / FORGET / KNOBS / KICK
+ *                           <-------  UNMERGE / FORGET / KNOBS / KICK / LEAVE
  */
 #ifndef UD_WIRE_H
 #define UD_WIRE_H

@@ -16,7 +16,6 @@ int ud_advise(void *addr, size_t len, int advice);
 int ud_joined(void);
 int ud_memory_merge_set(int on);
 int ud_memory_merge_get(void);
-const void *ud_ledger_address(void);
 int ud_preloaded(void);
 
 int ud_layout_apply(uint64_t shift);

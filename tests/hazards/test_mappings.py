@@ -11,7 +11,7 @@ QUIET = [
     "calloc_after_free", "dontneed", "free_advice", "remove_advice", "dontfork", "wipeonfork",
     "hugepage", "huge_pages", "mergeable", "mprotect_and_back", "mprotect_read_stays", "protections_kept",
     "dontneed_closed", "mremap_closed", "file_after_raw_munmap",
-    "mlock_merged", "mlockall_merged", "brk_moves", "trim", "small_blocks", "errors_stay",
+    "mlock_merged", "mlockall_merged", "brk_moves", "trim", "small_blocks", "errors_stay", "many_blocks",
 ]  # fmt: skip
 
 

@@ -100,11 +100,3 @@ def wait_until(check: Any, seconds: float = 20.0, every: float = 0.05) -> Any:
             return found
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(every)
-
-
-def agents_of(pid: int) -> int:
-    """Number of threads called udedup-agent in a process."""
-    count = 0
-    for task in os.listdir(f"/proc/{pid}/task"):
-        count += Path(f"/proc/{pid}/task/{task}/comm").read_text().strip() == procmem.AGENT_NAME
-    return count

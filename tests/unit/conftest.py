@@ -1,9 +1,9 @@
 """Fixtures of the merger's tests."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from fake_agent import Bench, FakeProcess
+from fake_agent import Bench
 
 
 @pytest.fixture
@@ -11,17 +11,4 @@ def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
     for process in bench.processes.values():
-        process.close()
-
-
-@pytest.fixture
-def make_process() -> Iterator[Callable[..., FakeProcess]]:
-    made: list[FakeProcess] = []
-
-    def make(**options: int) -> FakeProcess:
-        made.append(FakeProcess(**options))
-        return made[-1]
-
-    yield make
-    for process in made:
         process.close()

@@ -510,9 +510,30 @@ static void errors_stay(void)
     printf("aligned %d\n", (uintptr_t)a % 8192 == 0);
 }
 
+/* Zeros are given back first; then more blocks have merged pages than the map of them was made for. */
+static void many_blocks(void)
+{
+    enum { PAIRS = 300, APART = 64 };
+    char *zeros = map(APART), *a = map(PAIRS * APART), *b = map(PAIRS * APART);
+    CHECK(madvise(a, PAIRS * APART * PAGE, MADV_NOHUGEPAGE) == 0 && madvise(b, PAIRS * APART * PAGE, MADV_NOHUGEPAGE) == 0);
+    for (size_t i = 0; i < 8; i++)
+        ((volatile char *)zeros)[i * PAGE] = 0;
+    nap(under_udedup() ? 0.2 : 0);
+    for (size_t i = 0; i < PAIRS; i++) {
+        fill(a + (i * APART + 7) * PAGE, 1, 1000 + i);
+        fill(b + (i * APART + 7) * PAGE, 1, 1000 + i);
+    }
+    for (size_t i = 0; i < PAIRS; i++)
+        await_merged(a + (i * APART + 7) * PAGE, 1);
+    size_t bad = 0;
+    for (size_t i = 0; i < PAIRS; i++)
+        bad += wrong(a + (i * APART + 7) * PAGE, 1, 1000 + i) + wrong(b + (i * APART + 7) * PAGE, 1, 1000 + i);
+    printf("wrong %zu\n", bad);
+}
+
 MAIN(T(munmap_merged), T(munmap_hole), T(mmap_fixed_over), T(file_mapping_is_not_ours), T(mremap_grow),
      T(mremap_grow_in_place), T(mremap_shrink), T(mremap_move), T(mremap_move_part), T(realloc_large),
      T(calloc_after_free), T(dontneed), T(dontneed_raw), T(free_advice), T(remove_advice), T(dontfork), T(wipeonfork),
      T(hugepage), T(huge_pages), T(mergeable), T(mprotect_and_back), T(mprotect_read_stays), T(protections_kept),
      T(dontneed_closed), T(mremap_closed), T(file_after_raw_munmap), T(mlock_merged),
-     T(mlockall_merged), T(brk_moves), T(trim), T(small_blocks), T(errors_stay))
+     T(mlockall_merged), T(brk_moves), T(trim), T(small_blocks), T(errors_stay), T(many_blocks))
