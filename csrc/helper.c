@@ -3,7 +3,7 @@
  * Why a process and not a thread: it may ptrace the threads of ours, and it has signal handlers of its
  * own. Why short-lived: tools that sum processes would count the memory twice, and exec would orphan it.
  *
- * Guarantees: exit signal 0, so wait(2) of the program never sees it; it dies with its starter; its end is
+ * Guarantees: whom the program lets trace it may do so again afterwards; exit signal 0, so wait(2) of the program never sees it; it dies with its starter; its end is
  * told by a word in our memory, so a program that reaps it with __WALL does not confuse us. One that is stopped
  * (SIGSTOP to a process group, of which only the program is continued) is killed: it may be holding everybody.
  * Async-signal-safe.
@@ -20,6 +20,10 @@
 
 UD_HIDDEN _Atomic uint64_t ud__helper_cpu_us;
 UD_HIDDEN atomic_int ud__helper_none;
+
+/* Whom the program has named by PR_SET_PTRACER, which is one for a process: pid, 0 for nobody, or ANYONE. */
+#define ANYONE (~0ul)
+UD_HIDDEN _Atomic unsigned long ud__named_tracer;
 
 struct call {
     void (*fn)(void *);
@@ -71,7 +75,8 @@ int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_t
     long pid = ud__clone(flags, stack_top, NULL, NULL, helper_main, &c);
     if (pid < 0)
         return (int)pid;
-    ud__sys(__NR_prctl, PR_SET_PTRACER, pid); /* Yama; EINVAL where it is not */
+    /* Yama; EINVAL where it is not */
+    int named = atomic_load(&ud__named_tracer) != ANYONE && ud__sys(__NR_prctl, PR_SET_PTRACER, pid) == 0;
     atomic_store(&c.go, 1);
     ud__sys(__NR_futex, &c.go, 1 /* FUTEX_WAKE */, 1);
     int status;
@@ -85,6 +90,8 @@ int ud__helper_run(void (*fn)(void *), void *arg, int share_files, void *stack_t
     if (r == pid)
         atomic_fetch_add(&ud__helper_cpu_us, (uint64_t)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) * 1000000 +
                                                  (uint64_t)(use.ru_utime.tv_usec + use.ru_stime.tv_usec));
+    if (named)
+        ud__sys(__NR_prctl, PR_SET_PTRACER, atomic_load(&ud__named_tracer));
     /* ECHILD: the program reaped it with __WALL. It no longer runs either way. */
     return atomic_load(&c.done) ? 0 : -ECHILD;
 }

@@ -28,7 +28,8 @@ static void read_guards(const char *list)
                  {"down", UD__GUARD_DOWN}, {"free", UD__GUARD_FREE}, {"listed", UD__GUARD_LISTED},
                  {"halfway", UD__GUARD_HALFWAY}, {"copyback", UD__GUARD_COPYBACK},
                  {"short", UD__GUARD_SHORT}, {"ballast", UD__GUARD_BALLAST}, {"number", UD__GUARD_NUMBER},
-                 {"mapped", UD__GUARD_MAPPED}, {"staged", UD__GUARD_STAGED}};
+                 {"mapped", UD__GUARD_MAPPED}, {"staged", UD__GUARD_STAGED},
+                 {"limits", UD__GUARD_LIMITS}, {"gate", UD__GUARD_GATE}};
     for (size_t i = 0; list && i < sizeof names / sizeof *names; i++)
         if (strstr(list, names[i].name))
             ud__guards_off |= names[i].bit;

@@ -60,6 +60,7 @@ enum ud__guard {
     UD__GUARD_BAR = 1 << 16, UD__GUARD_OPENERS = 1 << 17, UD__GUARD_DOWN = 1 << 18, UD__GUARD_FREE = 1 << 19,
     UD__GUARD_LISTED = 1 << 20, UD__GUARD_COPYBACK = 1 << 21, UD__GUARD_BALLAST = 1 << 22, UD__GUARD_NUMBER = 1 << 23,
     UD__GUARD_MAPPED = 1 << 26, UD__GUARD_STAGED = 1 << 27,
+    UD__GUARD_LIMITS = 1 << 28, UD__GUARD_GATE = 1 << 29,
     /* No guards, but failures that the test library plays when they are "switched off": */
     UD__GUARD_HALFWAY = 1 << 24, /* a kernel without memory half-way through mremap */
     UD__GUARD_SHORT = 1 << 25    /* lists of threads that end early */
@@ -167,6 +168,7 @@ void ud__ledger_commit(struct ud__ledger *l) UD_HIDDEN; /* raises gen: what was 
  * end, -ECHILD when the helper was killed before, -errno when it could not be made. */
 #define UD__STACK_BYTES (64u * 1024)
 extern UD_HIDDEN _Atomic uint64_t ud__helper_cpu_us; /* CPU of all helpers so far */
+extern UD_HIDDEN _Atomic unsigned long ud__named_tracer; /* what the program said by PR_SET_PTRACER */
 extern UD_HIDDEN atomic_int ud__helper_none; /* 1: the next child is the program's to make */
 /* Asks the scheduler for slices of that length: who has shorter ones than another runs before it when it wakes. Kernels
  * before 6.12 ignore it. */
@@ -297,7 +299,7 @@ struct ud__job {
 };
 /* Runs a job in a holder. One at a time in a process. 0, or -errno when the holder could not be made. */
 int ud__job_run(struct ud__job *j, int spare_tid, int share_files) UD_HIDDEN;
-void ud__job_prefork(void) UD_HIDDEN; /* before fork, and after it in both processes: no job meanwhile */
+void ud__job_prefork(void) UD_HIDDEN; /* before fork, and after it in both processes: no job of the agent's meanwhile */
 void ud__job_postfork(int in_child) UD_HIDDEN;
 void ud__job_forked(void) UD_HIDDEN;
 /* While somebody owns the lock no job runs. Signals are blocked in between; what they were is kept in *mask. */
@@ -495,6 +497,8 @@ struct ud__segment {
 /* place: where slot 0 is to come, modulo the size of a huge page. */
 void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int movable) UD_HIDDEN;
 void ud__unstage(const struct ud__stage *s) UD_HIDDEN;
+/* Holder, before a batch: may what is in the stage be moved still? */
+void ud__stage_ask(struct ud__stage *s) UD_HIDDEN;
 /* Moves [off, off + len) of it to `at`, whose memory is replaced. In a hold. 0, or -errno: then nothing may be left there. */
 long ud__stage_move(const struct ud__stage *s, uint64_t off, uint64_t at, uint64_t len) UD_HIDDEN;
 int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages) UD_HIDDEN; /* seals, size: 0 or -errno */

@@ -296,10 +296,12 @@ static long advise_plain(uint64_t start, uint64_t end, int advice, int keep_out)
 static long do_madvise(uint64_t start, uint64_t end, int advice)
 {
     switch (advice) {
+    case UD__GUARD_INSTALL:
+        atomic_store_explicit(&ud__malloc_locked, 1, memory_order_relaxed); /* guards, too, stay until the memory is unmapped */
+        return advise_discard(start, end, advice);
     case MADV_DONTNEED:
     case MADV_FREE:
     case UD__DONTNEED_LOCKED:
-    case UD__GUARD_INSTALL:
         return advise_discard(start, end, advice);
     case MADV_REMOVE:
         return advise_remove(start, end);
@@ -407,5 +409,11 @@ UD_API int prctl(int option, ...)
         return (int)out(a[1] || a[2] || a[3] ? -EINVAL : ud_memory_merge_set(a[0] != 0));
     if (ours && option == PR_GET_MEMORY_MERGE)
         return (int)out(a[0] || a[1] || a[2] || a[3] ? -EINVAL : ud_memory_merge_get());
-    return (int)out(ud__sys(__NR_prctl, option, a[0], a[1], a[2], a[3]));
+    if (option != PR_SET_PTRACER)
+        return (int)out(ud__sys(__NR_prctl, option, a[0], a[1], a[2], a[3]));
+    unsigned long before = atomic_exchange(&ud__named_tracer, a[0]); /* first: a helper may be about to say it again */
+    long r = ud__sys(__NR_prctl, option, a[0], a[1], a[2], a[3]);
+    if (r)
+        atomic_store(&ud__named_tracer, before);
+    return (int)out(r);
 }

@@ -2,8 +2,9 @@
  *
  * Guarantees: one job at a time in a process (a futex lock; app threads use jobs too, to take a merge
  * back). While the work runs nobody is inside ud__busy_enter, or it is not begun. Whatever kills the
- * holder, each page is either wholly before or wholly after its remap. fork waits for a job to end: the child's copy of
- * our state, which the kernel makes page by page, is then one of a moment at which nobody changes it.
+ * holder, each page is either wholly before or wholly after its remap. fork waits for the agent's job to end, and for any of
+ * mode trap: the child's copy of our state, which the kernel makes page by page, is then one of a moment at which nobody
+ * changes it. What the program's own threads do in mode stop is done while the forking one is held, or by one call.
  * Fails: j->cause_begin says why nothing was done; -errno when no holder could be made; -ECHILD when the
  * holder was killed: the ledger may then lag behind the mappings, and the agent compares them anew.
  */
@@ -20,44 +21,87 @@
 #define ASK_AGAIN_US 60000000u
 
 static atomic_int job_lock;
+/* Which fork takes, and who else must not be caught by one: the agent, and whoever has a window of mode trap. Others' fork
+ * handlers run meanwhile, and may wait for a lock under which another thread of the program needs a job: that one does
+ * without the gate. Always taken before the lock. Its owner may come again, by a handler. */
+static struct {
+    atomic_int word, owner;
+    int depth;
+} gate;
 static char job_stack[UD__STACK_BYTES] __attribute__((aligned(64)));
 static struct ud__held *held_table;
 /* When no ring was mapped, in an address space of these sizes: to look costs 0.3 us a mapping, in the hold. */
 static struct {
     uint64_t size, us;
 } ringless;
-static uint64_t forker_mask; /* of the thread that forks, which has the lock */
+static uint64_t forker_mask; /* of the thread that forks, which is in the gate */
 
-/* Who owns the lock has all signals blocked: no handler may come to want it, too. Who waits for it can be parked. */
-void ud__job_lock(uint64_t *mask)
+/* Who owns a word has all signals blocked: no handler may come to want it, too. Who waits for it can be parked. */
+static void word_lock(atomic_int *word, const uint64_t *mask)
 {
-    uint64_t all = ~0ull, but_urgent = ~UD__SIGBIT(SIGURG), waiting;
+    uint64_t all = ~0ull, waiting = *mask | ~UD__SIGBIT(SIGURG);
     int none = 0;
-    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, mask, 8);
-    if (atomic_compare_exchange_strong(&job_lock, &none, 1))
+    if (atomic_compare_exchange_strong(word, &none, 1))
         return;
-    waiting = *mask | but_urgent;
-    while (atomic_exchange(&job_lock, 2) != 0) {
+    while (atomic_exchange(word, 2) != 0) {
         ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &waiting, 0, 8);
-        ud__sys(__NR_futex, &job_lock, 0, 2, 0);
+        ud__sys(__NR_futex, word, 0, 2, 0);
         ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, 0, 8);
     }
 }
 
-void ud__job_unlock(const uint64_t *mask)
+static void word_unlock(atomic_int *word)
 {
-    if (atomic_exchange(&job_lock, 0) == 2)
-        ud__sys(__NR_futex, &job_lock, 1, 1);
+    if (atomic_exchange(word, 0) == 2)
+        ud__sys(__NR_futex, word, 1, 1);
+}
+
+static void gate_enter(const uint64_t *mask)
+{
+    int tid = (int)ud__sys(__NR_gettid);
+    if (atomic_load(&gate.owner) != tid || !UD__GUARD_ON(UD__GUARD_GATE))
+        word_lock(&gate.word, mask);
+    atomic_store(&gate.owner, tid);
+    gate.depth++;
+}
+
+static void gate_leave(void)
+{
+    if (--gate.depth)
+        return;
+    atomic_store(&gate.owner, 0);
+    word_unlock(&gate.word);
+}
+
+static void lock(uint64_t *mask, int gated)
+{
+    uint64_t all = ~0ull;
+    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, mask, 8);
+    if (gated)
+        gate_enter(mask);
+    word_lock(&job_lock, mask);
+}
+
+static void unlock(const uint64_t *mask, int gated)
+{
+    word_unlock(&job_lock);
+    if (gated)
+        gate_leave();
     ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, mask, 0, 8);
 }
 
-/* Signals stay blocked: a handler that ran a job on this thread would wait for itself. */
+void ud__job_lock(uint64_t *mask) { lock(mask, 1); }
+
+void ud__job_unlock(const uint64_t *mask) { unlock(mask, 1); }
+
+/* Signals stay blocked: the child's handlers must find it done. */
 void ud__job_prefork(void)
 {
-    uint64_t before;
+    uint64_t all = ~0ull, before;
     if (!UD__GUARD_ON(UD__GUARD_FORK))
         return;
-    ud__job_lock(&before);
+    ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
+    gate_enter(&before);
     forker_mask = before;
 }
 
@@ -66,16 +110,19 @@ void ud__job_postfork(int in_child)
     uint64_t mask = forker_mask;
     if (!UD__GUARD_ON(UD__GUARD_FORK))
         return;
-    if (in_child) /* there it is free already, and may be the new agent's by now */
-        ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, 8);
-    else
-        ud__job_unlock(&mask);
+    if (!in_child) /* there it is open already, and may be the new agent's by now */
+        gate_leave();
+    ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, 8);
 }
 
 void ud__job_forked(void)
 {
     atomic_store(&job_lock, 0);
+    atomic_store(&gate.word, 0);
+    atomic_store(&gate.owner, 0);
+    gate.depth = 0;
     atomic_store(&ud__helper_none, 0);
+    atomic_store(&ud__named_tracer, 0); /* was the parent's */
     ringless.size = 0;
     held_table = NULL; /* DONTFORK: it is not here */
     ud__park_forked();
@@ -283,6 +330,13 @@ void ud__job_probe(void)
     ud__job_unlock(&before);
 }
 
+/* By signals a thread cannot be held that forks. */
+static int needs_gate(const struct ud__job *j, int trap)
+{
+    int signals = atomic_load(&ud__hold_way) == UD_HOLD_SIGNAL && j->kind != UD__JOB_DISCARD;
+    return trap || j->ledger || signals || !UD__GUARD_ON(UD__GUARD_GATE);
+}
+
 int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
 {
     uint64_t before, kb;
@@ -290,7 +344,8 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
     int trap = ud__trap_active() && (j->kind == UD__JOB_MERGE || j->kind == UD__JOB_ZERO || j->kind == UD__JOB_UNMERGE);
     if (trap)
         ud__trap_job_prepare(j);
-    ud__job_lock(&before);
+    int gated = needs_gate(j, trap);
+    lock(&before, gated);
     int r = -ENOMEM;
     if (!j->ledger)
         ud__sleepers_begin(); /* what the agent saw of sleeping threads is of another moment */
@@ -315,6 +370,6 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
             r = run_here(j);
     }
     atomic_fetch_add(&ud__mm_calls, 1);
-    ud__job_unlock(&before);
+    unlock(&before, gated);
     return r;
 }

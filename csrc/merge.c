@@ -215,6 +215,7 @@ static int merge_piece(struct ud__job *j, struct ud__piece *p)
 void ud__job_merge(struct ud__job *j)
 {
     ud__merged_swap();
+    ud__stage_ask(&j->stage);
     j->rows = 0;
     while (j->done < j->npieces && merge_piece(j, &j->pieces[j->done])) {
         j->done++;

@@ -279,11 +279,13 @@ static void lend(struct ud_planner *p, struct ud__segment *g, uint32_t pages)
     ud__paid_back(p, g);
     g->lent = pages;
     p->outstanding += pages;
+    p->lenders += pages != 0;
 }
 
 void ud__paid_back(struct ud_planner *p, struct ud__segment *g)
 {
     p->outstanding -= g->lent;
+    p->lenders -= g->lent != 0;
     g->lent = 0;
 }
 
@@ -334,24 +336,34 @@ int ud_planner_result(struct ud_planner *p, uint32_t sid, uint32_t number, uint3
     return 0;
 }
 
-/* Does the answer that the plan waits for make room for publications? */
-static bool makes_room(struct ud_planner *p, const struct ud__plan *plan)
+/* When what holds up publications is waited for no longer; INT64_MAX: nothing does. */
+static int64_t next_expiry(const struct ud_planner *p)
 {
-    const struct ud__segment *g = ud__segment(p, plan->gid);
-    return !plan->late && (plan->type == UD_MSG_PUBLISH || (g && g->lent));
+    int64_t first = INT64_MAX;
+    for (uint32_t i = 0; i < p->plan_count; i++)
+        if (p->plans[i].type == UD_MSG_PUBLISH && !p->plans[i].late && p->plans[i].sent < first)
+            first = p->plans[i].sent;
+    for (uint32_t i = 1, left = p->lenders; left && i < p->segment_room; i++)
+        if (p->segments[i] && p->segments[i]->lent) {
+            left--;
+            first = p->segments[i]->since < first ? p->segments[i]->since : first;
+        }
+    return first == INT64_MAX ? first : first + p->conf.answer_timeout;
 }
 
-/* An agent that is stopped, or hangs, must not hold up the others' publications. */
+/* An agent that is stopped, or hangs, must not hold up the others' publications; nor must a segment that nobody comes to merge
+ * with, as all who would are. */
 static void expire(struct ud_planner *p, int64_t now)
 {
+    if (now < next_expiry(p))
+        return;
+    for (uint32_t i = 1; p->lenders && i < p->segment_room; i++)
+        if (p->segments[i] && now - p->segments[i]->since >= p->conf.answer_timeout)
+            ud__paid_back(p, p->segments[i]);
     for (uint32_t i = 0; i < p->plan_count; i++) {
         struct ud__plan *plan = &p->plans[i];
-        if (!makes_room(p, plan) || now - plan->sent < p->conf.answer_timeout)
+        if (plan->type != UD_MSG_PUBLISH || plan->late || now - plan->sent < p->conf.answer_timeout)
             continue;
-        if (plan->type != UD_MSG_PUBLISH) {
-            ud__paid_back(p, ud__segment(p, plan->gid));
-            continue;
-        }
         struct ud__session *s = ud__session(p, plan->sid);
         plan->late = true;
         p->outstanding -= plan->npages;
@@ -396,9 +408,8 @@ int64_t ud_planner_timer(struct ud_planner *p, int64_t now)
     for (uint32_t i = 1; i < p->session_room; i++)
         if (p->sessions[i] && next_look(p->sessions[i]) < first)
             first = next_look(p->sessions[i]);
-    for (uint32_t i = 0; i < p->plan_count; i++)
-        if (makes_room(p, &p->plans[i]) && p->plans[i].sent + p->conf.answer_timeout < first)
-            first = p->plans[i].sent + p->conf.answer_timeout;
+    if (next_expiry(p) < first)
+        first = next_expiry(p);
     if (first == INT64_MAX || p->conf.run != 1)
         return -1;
     return first > now ? first - now : 0;

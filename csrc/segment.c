@@ -4,7 +4,7 @@
  * anybody; a segment received is used only if it is. Its name everywhere is its inode number. Kept
  * descriptors live in the agent's private table and let a later merger adopt the arena.
  * Fails: -errno; past SEGMENTS_MAX kept descriptors the oldest is closed (its pages stay valid, only a later
- * merger cannot hand it out again); past INODES_MAX distinct segments no new one is accepted.
+ * merger cannot hand it out again); while INODES_MAX segments are mapped no new one is accepted.
  */
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -14,8 +14,13 @@
 
 #define ALL_SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
 
+#ifdef UD_TEST
+#define SEGMENTS_MAX 16
+#define INODES_MAX 64
+#else
 #define SEGMENTS_MAX 512
 #define INODES_MAX 8192 /* power of two */
+#endif
 
 static struct ud__segment kept[SEGMENTS_MAX];
 static size_t nkept;
@@ -34,23 +39,24 @@ static uint32_t major_minor(uint64_t st_dev)
 
 static size_t inode_slot(uint64_t inode) { return (size_t)(inode * 0x9e3779b97f4a7c15ull >> 40) & (INODES_MAX - 1); }
 
-int ud__inode_known(uint64_t inode)
+/* Where it is in the table, or -1. */
+static int place_of(uint64_t inode)
 {
     size_t i = inode_slot(inode);
     for (size_t n = 0; n < INODES_MAX; n++, i = (i + 1) & (INODES_MAX - 1)) {
         uint64_t v = atomic_load_explicit(&inodes[i], memory_order_relaxed);
         if (v == inode)
-            return 1;
+            return (int)i;
         if (v == 0)
-            return 0;
+            return -1;
     }
-    return 0;
+    return -1;
 }
 
-int ud__inode_learn(uint64_t inode)
+int ud__inode_known(uint64_t inode) { return place_of(inode) >= 0; }
+
+static int put(uint64_t inode)
 {
-    if (ud__inode_known(inode))
-        return 0;
     size_t i = inode_slot(inode);
     for (size_t n = 0; n < INODES_MAX; n++, i = (i + 1) & (INODES_MAX - 1)) {
         uint64_t v = atomic_load(&inodes[i]);
@@ -60,16 +66,50 @@ int ud__inode_learn(uint64_t inode)
     return -ENOSPC;
 }
 
-void ud__inode_unlearn(uint64_t inode)
+static char in_use[INODES_MAX];
+
+static void mark(uint64_t inode)
 {
-    size_t i = inode_slot(inode);
-    for (size_t n = 0; n < INODES_MAX; n++, i = (i + 1) & (INODES_MAX - 1)) {
-        uint64_t v = atomic_load(&inodes[i]);
-        if (v == 0)
-            return;
-        if (v == inode)
+    int i = place_of(inode);
+    if (i >= 0)
+        in_use[i] = 1;
+}
+
+/* 0 once all mappings were seen, or -errno. */
+static int mark_mapped(void)
+{
+    struct ud__vma v;
+    int r = ud__maps_refresh(&ud__a.maps);
+    for (uint64_t at = 0; !r && (r = ud__maps_find(&ud__a.maps, at, &v)) == 0; at = v.end)
+        if (ud__vma_is_segment(&v))
+            mark(v.inode);
+    return r == -ENOENT ? 0 : r;
+}
+
+/* Forgets the segments that are mapped no more. Two looks, for one may pass over a mapping that the program moves meanwhile by
+ * a system call of its own; what our interposers move waits. */
+static void sweep(void)
+{
+    uint64_t mask;
+    __builtin_memset(in_use, 0, sizeof in_use);
+    ud__job_lock(&mask);
+    int r = mark_mapped();
+    r = r ? r : mark_mapped();
+    for (size_t i = 0; i < nkept; i++)
+        mark(kept[i].inode);
+    for (size_t i = 0; i < INODES_MAX && !r; i++)
+        if (!in_use[i] && atomic_load(&inodes[i]))
             atomic_store(&inodes[i], 1);
-    }
+    ud__job_unlock(&mask);
+}
+
+/* 0, or -ENOSPC. */
+static int inode_learn(uint64_t inode)
+{
+    if (ud__inode_known(inode) || put(inode) == 0)
+        return 0;
+    sweep();
+    return put(inode);
 }
 
 int ud__segment_check(int fd, uint64_t *inode, uint32_t *npages)
@@ -148,7 +188,7 @@ int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode,
     if (r == 0)
         r = ud__segment_check((int)fd, inode, npages);
     if (r == 0)
-        r = ud__inode_learn(*inode);
+        r = inode_learn(*inode);
     if (r < 0) {
         ud__sys(__NR_close, fd);
         return (int)r;
@@ -163,7 +203,7 @@ int ud__segment_keep(int fd, uint64_t inode, uint32_t npages, uint32_t node)
             ud__sys(__NR_close, fd);
             return kept[i].fd;
         }
-    int r = ud__inode_learn(inode);
+    int r = inode_learn(inode);
     if (r < 0) {
         ud__sys(__NR_close, fd);
         return r;

@@ -8,11 +8,12 @@
  * stage stays whole behind them (MREMAP_DONTUNMAP), so that nobody else can be given a place that is about to be unmapped.
  * Where both lie alike in huge pages, a part of the page table moves as one entry.
  *
- * Guarantees: a stage is never in a forked child, but for a part whose holder was killed. ud__stage_move either moves
+ * Guarantees: a stage is never in a forked child, but for a part whose holder was killed, or that a clone(2) by hand copied. ud__stage_move either moves
  * all of the range or says so; in between nobody sees the range half done but a thread that is not held, so it is for
  * holds only.
  * Fails: no stage (at NULL) where the kernel refuses to map, or the address space is limited: slots are read then. Not movable
- * where private memory is limited or accounted strictly: the kernel unmaps the target of mremap before it asks for more.
+ * where private memory is limited or accounted strictly: the kernel unmaps the target of mremap before it asks for more. The
+ * program may set a limit meanwhile, so the holder asks again (ud__stage_ask): its own limits are those of its birth.
  * ud__stage_move: -errno; the range may be unmapped then, and the caller maps the segment there.
  */
 #include <sys/mman.h>
@@ -39,6 +40,25 @@ static int strictly_accounted(void)
     return ud__read_file("/proc/sys/vm/overcommit_memory", text, sizeof text) <= 0 || text[0] == '2';
 }
 
+/* No fork between the two calls: what it lets a child have would be taken for merged pages there. What mlockall has locked
+ * would be counted as locked for good, once it has moved. */
+static long map_beside(uint64_t hint, uint64_t len, int prot, int fd)
+{
+    uint64_t mask;
+    int alone = UD__GUARD_ON(UD__GUARD_STAGED);
+    if (alone)
+        ud__job_lock(&mask);
+    long p = ud__sys(__NR_mmap, hint, len, prot, MAP_PRIVATE, fd, 0);
+    ud__test_gap();
+    if (!ud__is_err(p))
+        ud__sys(__NR_madvise, p, len, MADV_DONTFORK);
+    if (alone)
+        ud__job_unlock(&mask);
+    if (!ud__is_err(p))
+        ud__sys(__NR_munlock, p, len);
+    return p;
+}
+
 void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int movable)
 {
     uint64_t len = (uint64_t)npages << ud__page_shift, huge = ud__huge_bytes();
@@ -47,15 +67,20 @@ void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int
     if (limited(RLIMIT_AS)) /* the room is the program's */
         return;
     movable = movable && !atomic_load(&cannot_move) && !limited(RLIMIT_DATA) && !strictly_accounted();
-    long p = ud__sys(__NR_mmap, hint, len, PROT_READ | (movable ? PROT_WRITE : 0), MAP_PRIVATE, fd, 0);
+    long p = map_beside(hint, len, PROT_READ | (movable ? PROT_WRITE : 0), fd);
     if (ud__is_err(p))
         return;
     ud__own_add((void *)p, len);
-    ud__sys(__NR_madvise, p, len, MADV_DONTFORK);
     for (uint64_t off = 0; off < len; off += FAULT_AROUND) /* half of what MADV_POPULATE_READ costs, which goes page by page */
         (void)*(const volatile char *)(p + (long)off);
     s->at = (const char *)p;
     s->movable = movable;
+}
+
+void ud__stage_ask(struct ud__stage *s)
+{
+    if (UD__GUARD_ON(UD__GUARD_LIMITS) && s->movable && (limited(RLIMIT_AS) || limited(RLIMIT_DATA)))
+        s->movable = 0;
 }
 
 long ud__stage_move(const struct ud__stage *s, uint64_t off, uint64_t at, uint64_t len)

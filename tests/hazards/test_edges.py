@@ -8,6 +8,7 @@ from hazards.lab import Lab
 NAMES = [
     "realloc_too_large", "mremap_refused", "dontneed_locked", "no_descriptor_left",
     "no_process_left", "no_proc", "first_of_a_namespace", "flags_move_along", "guard_pages",
+    "guarded_block", "locked_in_future",
     "remove_after_a_file", "process_madvise_self", "unshare_at_once", "same_inode_elsewhere",
     "realloc_in_little_room", "droppable", "sealed", "freed_as_they_were", "leave_and_join",
     "written_without_agent", "vast_ranges", "left_while_growing", "several_moved",

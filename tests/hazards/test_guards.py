@@ -99,12 +99,35 @@ def test_merged_without_memory(racing: Lab) -> None:
     assert run.status == -signal.SIGSEGV, run
 
 
+@pytest.mark.parametrize("name", ["fork_purges", "fork_meets_purge"])
+def test_fork_handlers_of_others_may_need_memory_calls(racing: Lab, name: str) -> None:
+    """They run after ours, and may wait for a lock that is held by a thread that wants a job."""
+    early = [racing.program("early", "-shared", "-fPIC")]
+    argv: list[str | Path] = [racing.program("races"), name]
+    plain, merged = racing.plain(argv), racing.merged(argv, preload=early)
+    assert (merged.status, merged.out) == (plain.status, plain.out), merged
+    assert racing.merged(argv, preload=early, UDEDUP_TEST_GUARDS="gate").status == 5, "no deadlock"
+
+
+def test_limits_that_are_set_during_a_merge(racing: Lab) -> None:
+    program = racing.program("races")
+    racing.same([program, "limits_come_and_go"])
+    goes_wrong(racing, [program, "limits_come_and_go"], "wrong 0\ndone\n", "limits", 15)
+
+
+def test_segments_that_are_gone_are_forgotten(racing: Lab) -> None:
+    racing.same([racing.program("races"), "many_segments"])
+
+
 def test_what_was_put_in_its_place_is_inherited(racing: Lab) -> None:
     """What is mapped beside must be in no child, what was moved from there must be."""
     program = racing.program("races")
     racing.same([program, "put_in_place"])
     run = racing.merged([program, "put_in_place"], UDEDUP_TEST_GUARDS="staged")
     assert run.out == "wrong 0\nchild 11\ndone\n"
+    argv: list[str | Path] = [program, "fork_meets_no_stage"]
+    racing.same(argv, UDEDUP_TEST_DELAY_US="2000")
+    goes_wrong(racing, argv, "bad 0\ndone\n", "staged", UDEDUP_TEST_DELAY_US="2000")
 
 
 def made_at_the_limit(lab: Lab, name: str, **extra: str) -> str:

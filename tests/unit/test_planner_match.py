@@ -266,6 +266,36 @@ def test_nothing_more_is_published_before_somebody_merged(
     assert header_of(next(bench.planner.plans()).data)[0] == wire.PUBLISH
 
 
+def test_a_segment_that_nobody_comes_to_merge_with_holds_up_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Publishers that end at once; and a process that is stopped, with as many plans as it may have at a time."""
+    late, now = 0, planner.now_ms
+    monkeypatch.setattr(planner, "now_ms", lambda: now() + late)
+    stopped_sid, stopped = bench.join(FakeProcess(capacity=2048))
+    for number in range(8):
+        sid, publisher = bench.join(FakeProcess(capacity=2048))
+        for at, process in ((sid, publisher), (stopped_sid, stopped)):
+            process.write(HERE + number * 64 * PAGE, numbers(1 + number * 64, 64))
+            for _ in range(3):
+                process.end_pass()
+                bench.planner.scan(at)
+        plans = [plan for plan in bench.planner.plans() if header_of(plan.data)[0] == wire.PUBLISH]
+        plan = (sid, header_of(plans[0].data)[1])
+        assert plans[0].sid == sid
+        fd, _, _ = publisher.publish(plans[0].data)
+        gid, _ = bench.planner.segment(fd, 0, plan)
+        bench.fds[gid] = fd
+        bench.planner.published(*plan, gid)
+        bench.planner.leave(sid)
+        bench.processes.pop(sid).close()
+        list(bench.planner.plans())
+    assert bench.count()[1]["ready_runs"] > 0
+    late = 60_000
+    list(bench.planner.plans())
+    assert bench.count()[1]["outstanding_pages"] == 0
+
+
 def test_segment_needs_all_seals(bench: Bench) -> None:
     import fcntl
 

@@ -575,7 +575,33 @@ static void several_moved(void)
     printf("nonzero %zu\n", nonzero(p + 4 * PAGE, 4 * PAGE));
 }
 
-MAIN(T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along),
+/* A guard stays until its memory is unmapped: the next owner of a freed block must not find it. */
+static void guarded_block(void)
+{
+    for (int i = 0; i < 3; i++) {
+        char *volatile p = malloc(1 << 20);
+        memset(p, 1, 1 << 20);
+        if (i == 0)
+            printf("guard %d\n", madvise((char *)(((uintptr_t)p + PAGE) & ~(PAGE - 1)) + 8 * PAGE, PAGE, 102));
+        free(p);
+    }
+}
+
+/* What is mapped is locked from now on, also what we map: none of it is counted once it is gone. */
+static void locked_in_future(void)
+{
+    enum { PAGES = 256 };
+    char *a = map(PAGES), *b = map(PAGES);
+    CHECK(mlockall(MCL_FUTURE) == 0);
+    fill(a, PAGES, 95);
+    fill(b, PAGES, 95);
+    await_merged(a + 40 * PAGE, 100);
+    CHECK(munlockall() == 0);
+    nap(under_udedup() ? 0.2 : 0);
+    printf("wrong %zu, locked %lu kB\n", wrong(a, PAGES, 95) + wrong(b, PAGES, 95), locked_kb());
+}
+
+MAIN(T(guarded_block), T(locked_in_future), T(realloc_too_large), T(mremap_refused), T(dontneed_locked), T(flags_move_along),
      T(no_descriptor_left), T(no_process_left), T(first_of_a_namespace), T(no_proc), T(realloc_in_little_room),
      T(process_madvise_self), T(guard_pages), T(guard_in_a_gap), T(remove_after_a_file), T(unshare_at_once),
      T(same_inode_elsewhere), T(droppable), T(sealed), T(leave_and_join),

@@ -4,10 +4,12 @@
  */
 #include "hz.h"
 
+#include <dlfcn.h>
 #include <linux/sched.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/resource.h>
 
 #define N 16
 
@@ -543,7 +545,161 @@ static void put_in_place(void)
     printf("child %d\n", status);
 }
 
-MAIN(T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
+/* ---- what a library does in its fork handlers, which were registered before ours (early.c) ------------------------ */
+
+static char *purged;
+
+static void fork_once(void)
+{
+    int status = 1;
+    pid_t child = fork();
+    if (child == 0)
+        _exit(0);
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+}
+
+static void purge(void)
+{
+    for (int i = 0; i < 256; i += 4)
+        CHECK(madvise(purged + i * PAGE, 4 * PAGE, MADV_DONTNEED) == 0);
+}
+
+static void *give_up(void *arg)
+{
+    (void)arg;
+    nap(20);
+    _exit(5);
+}
+
+static void watch_for_deadlock(void)
+{
+    pthread_t t;
+    CHECK(pthread_create(&t, NULL, give_up, NULL) == 0);
+}
+
+static void fork_purges(void)
+{
+    void (**hook)(void) = dlsym(RTLD_DEFAULT, "early_hook");
+    watch_for_deadlock();
+    purged = merged_area(256, 18);
+    if (hook)
+        *hook = purge;
+    fork_once();
+    printf("nonzero %zu\n", hook ? nonzero(purged, 256 * PAGE) : 0);
+}
+
+/* An allocator that gives memory back under its lock, while another thread forks, which takes that lock. */
+static void *fork_on(void *stop)
+{
+    for (; !atomic_load((atomic_int *)stop); nap(0.001))
+        fork_once();
+    return NULL;
+}
+
+static void fork_meets_purge(void)
+{
+    pthread_mutex_t mine = PTHREAD_MUTEX_INITIALIZER, *lock = dlsym(RTLD_DEFAULT, "early_mutex");
+    atomic_int stop = 0;
+    pthread_t t;
+    lock = lock ? lock : &mine;
+    watch_for_deadlock();
+    CHECK(pthread_create(&t, NULL, fork_on, &stop) == 0);
+    for (int round = 0; round < (under_udedup() ? 12 : 3); round++) {
+        purged = merged_area(256, 19 + (uint64_t)round);
+        pthread_mutex_lock(lock);
+        purge();
+        pthread_mutex_unlock(lock);
+        CHECK(nonzero(purged, 256 * PAGE) == 0);
+    }
+    atomic_store(&stop, 1);
+    pthread_join(t, NULL);
+}
+
+/* Segments that are mapped elsewhere than in [a, end). */
+static int mapped_beside(const char *a, const char *end)
+{
+    char line[512];
+    uintptr_t from;
+    int found = 0;
+    FILE *f = fopen("/proc/self/maps", "re");
+    while (fgets(line, sizeof line, f))
+        found += strstr(line, "udedup-segment") && sscanf(line, "%lx-", &from) == 1 &&
+                 (from < (uintptr_t)a || from >= (uintptr_t)end);
+    fclose(f);
+    return found;
+}
+
+static void fork_meets_no_stage(void)
+{
+    enum { PAGES = 256 };
+    char *all = map_alone(2 * PAGES), *b = all + PAGES * PAGE;
+    double end = now() + span();
+    int bad = 0;
+    for (uint64_t round = 0; now() < end; round++) {
+        fill(all, PAGES, 200 + round);
+        fill(b, PAGES, 200 + round);
+        for (int i = 0, status = 0; i < 40; i++, nap(0.001)) {
+            pid_t child = fork();
+            if (child == 0)
+                _exit(mapped_beside(all, all + 2 * PAGES * PAGE) != 0);
+            CHECK(child > 0 && waitpid(child, &status, 0) == child);
+            bad += status != 0;
+        }
+    }
+    printf("bad %d\n", bad);
+}
+
+/* ---- limits that the program sets while it is merged ----------------------------------------------------------- */
+
+static void *set_limits(void *stop)
+{
+    struct rlimit before, low = {1 << 20, RLIM_INFINITY};
+    CHECK(getrlimit(RLIMIT_DATA, &before) == 0);
+    while (!atomic_load((atomic_int *)stop)) {
+        setrlimit(RLIMIT_DATA, &low);
+        nap(0.002);
+        setrlimit(RLIMIT_DATA, &before);
+        nap(0.002);
+    }
+    return NULL;
+}
+
+static void limits_come_and_go(void)
+{
+    enum { PAGES = 4096 };
+    atomic_int stop = 0;
+    pthread_t t;
+    char *a = map(PAGES + 16), *b = map(PAGES + 16);
+    fill(a, PAGES, 7);
+    fill(b, PAGES, 7);
+    CHECK(pthread_create(&t, NULL, set_limits, &stop) == 0);
+    double end = now() + (under_udedup() ? 8 : 0.1);
+    size_t bad = 0;
+    while (now() < end) {
+        nap(0.2);
+        bad += wrong(a, PAGES, 7) + wrong(b, PAGES, 7);
+        for (size_t i = 0; i < PAGES; i++) /* split them all, so that they are merged anew */
+            ((volatile char *)b)[i * PAGE] = b[i * PAGE];
+    }
+    atomic_store(&stop, 1);
+    pthread_join(t, NULL);
+    printf("wrong %zu\n", bad);
+}
+
+/* More segments, one after the other, than a process can know at a time. */
+static void many_segments(void)
+{
+    enum { PAGES = 96, MIDDLE = 40 }; /* what lies at the ends may be near the stack or TLS */
+    char *a = map_alone(PAGES), *b = map_alone(PAGES);
+    for (uint64_t round = 0; round < 90; round++) {
+        fill(a, PAGES, 100 + round);
+        fill(b, PAGES, 100 + round);
+        await_merged(a + MIDDLE * PAGE, 4);
+        CHECK(wrong(a, PAGES, 100 + round) == 0 && wrong(b, PAGES, 100 + round) == 0);
+    }
+}
+
+MAIN(T(fork_meets_no_stage), T(fork_purges), T(fork_meets_purge), T(limits_come_and_go), T(many_segments), T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
      T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
      T(protect_race), T(opens_ahead), T(thread_race), T(grows_down), T(grows_down_fixed), T(free_race),
      T(given_back), T(put_in_place), T(at_the_limit), T(at_the_limit_at_once), T(calls_by_turns), T(proc_race))
