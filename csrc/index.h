@@ -53,7 +53,6 @@ struct ud_plan_store {
     uint64_t segments, slots, used, dead; /* used: slots mapped by somebody; dead = slots - used */
     uint64_t tile_slots;                  /* copies of uniform pages beyond the first, in use */
     uint64_t metadata_bytes;              /* index, digests, bitmaps, waiting lists */
-    uint64_t index_slots, index_used;
     uint64_t queued_pages, waiting_runs, ready_runs, plans; /* nothing left to do: all four 0 */
     uint64_t again_blocks;                /* blocks put off */
     uint64_t outstanding_pages;

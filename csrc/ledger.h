@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define UD_LEDGER_MAGIC 0x31656c4475647564ull
-#define UD_LEDGER_VERSION 1u
+#define UD_LEDGER_VERSION 2u
 #define UD_BLOCK_PAGES 64u
 
 /* What is known of one page. The entry beside it holds a digest for VOLATILE, STABLE and SHARED, and
@@ -107,7 +107,6 @@ struct ud_ledger_header {
     uint64_t passes;         /* full passes ended (full_scans) */
     uint64_t pages_scanned;  /* pages digested */
     uint64_t pages_skipped;  /* smart scan: pages left for a later pass */
-    uint64_t pages_checked;  /* pages the pass looked at by metadata alone */
     uint64_t pages_merged;   /* merges done, zero pages not counted */
     uint64_t pages_zeroed;   /* pages given back as zero pages */
     uint64_t pages_split;    /* splits seen */
@@ -131,11 +130,11 @@ struct ud_ledger_header {
     uint64_t eligible_pages; /* gauge: pages of mergeable mappings, present */
     uint64_t huge_pages;     /* gauge: of those, pages inside huge pages */
     uint64_t eintr_repairs;  /* system calls started again by the holder */
-    uint64_t segment_fds;    /* gauge */
     uint64_t metadata_bytes; /* gauge: agent's own memory, the ledger included */
     char cause_text[96];     /* last refusal in words, for doctor and stat */
     uint64_t pages_written;  /* pages found written, or for the first time */
-    uint64_t reserved[15];
+    uint64_t trap_splits;    /* splits that the fault handler made, counted at once; pages_split has them after the next pass */
+    uint64_t reserved[16];
 };
 
 #endif

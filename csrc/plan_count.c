@@ -143,8 +143,6 @@ void ud_planner_count(struct ud_planner *p, struct ud_plan_counts *sum, struct u
     for (uint32_t i = 0; i < c.count; i++)
         count_segment(c.known[i].segment, store);
     store->dead = store->slots - store->used;
-    store->index_slots = p->table.size;
-    store->index_used = p->table.used;
     store->metadata_bytes += p->table.size * 8 + p->plan_room * sizeof(*p->plans);
     store->queued_pages = p->queued;
     store->plans = p->plan_count;

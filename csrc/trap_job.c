@@ -64,7 +64,7 @@ static void start(struct ud_ledger_header *h)
     h->regions_mode = 1;
     ud__a.advised = 1;
     refusal[0] = 0;
-    int r = ud__trap_enable((_Atomic uint64_t *)&h->reserved[0], refusal, sizeof refusal);
+    int r = ud__trap_enable((_Atomic uint64_t *)&h->trap_splits, refusal, sizeof refusal);
     if (r && r != -EBUSY)
         ud__put_str(refusal, refusal + sizeof refusal, "trap mode needs MADV_WIPEONFORK and rt_sigaction");
     atomic_store(&active, 1);

@@ -53,14 +53,14 @@ struct ud_ledger_header {
     uint64_t magic;
     uint32_t version, page_shift, pid, capacity, block_count, gen;
     uint64_t heads_off, states_off, entries_off, size;
-    uint64_t passes, pages_scanned, pages_skipped, pages_checked, pages_merged, pages_zeroed, pages_split;
-    uint64_t pages_unmerged, pages_published, pages_written;
+    uint64_t passes, pages_scanned, pages_skipped, pages_merged, pages_zeroed, pages_split;
+    uint64_t pages_unmerged, pages_published, pages_written, trap_splits;
     uint64_t merge_failures[...];
     uint64_t freezes, freeze_us_max, freeze_us_sum;
     uint64_t freeze_hist[...];
     uint64_t agent_cpu_us;
     uint32_t vmas_used, vmas_budget, hold_kind, track_kind, tracked_pages, mode, regions_mode, preloaded;
-    uint64_t private_bytes, eligible_pages, huge_pages, eintr_repairs, segment_fds, metadata_bytes;
+    uint64_t private_bytes, eligible_pages, huge_pages, eintr_repairs, metadata_bytes;
     char cause_text[96];
     ...;
 };
@@ -195,7 +195,6 @@ struct ud_plan_store {
     uint64_t segments, slots, used, dead;
     uint64_t tile_slots;
     uint64_t metadata_bytes;
-    uint64_t index_slots, index_used;
     uint64_t queued_pages, waiting_runs, ready_runs, plans;
     uint64_t again_blocks;
     uint64_t outstanding_pages;

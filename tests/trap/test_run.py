@@ -92,7 +92,9 @@ def test_merges_and_splits(udedup, tmp_path: Path, split: str) -> None:  # type:
             assert buf[i * 40960] == whole[i * 40960] ^ 1
             assert buf[i * 40960 + 1:(i + 1) * 40960] == whole[i * 40960 + 1:(i + 1) * 40960]
         wait(lambda: me()["pages_split"] >= 100)
-        """,
+        assert (me()["trap_splits"] > 0) is %r, me()
+        """
+        % (split == "trap"),
         "--split",
         split,
     )

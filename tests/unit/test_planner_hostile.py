@@ -6,6 +6,7 @@ import random
 import pytest
 from fake_agent import BLOCK, PAGE, Bench, FakeProcess, header_of, page, runs, sealed
 
+from udedup.core import lib
 from udedup.merger import wire
 
 HERE = 0x7F0000000000
@@ -76,7 +77,7 @@ def bench_segment(bench: Bench, contents: list[bytes]) -> int:
     ("field", "value"),
     [
         ("magic", 1),
-        ("version", 2),
+        ("version", lib.UD_LEDGER_VERSION + 1),
         ("page_shift", 13),
         ("page_shift", 200),
         ("capacity", 0),

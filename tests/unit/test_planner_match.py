@@ -269,7 +269,7 @@ def test_nothing_more_is_published_before_somebody_merged(
 def test_a_segment_that_nobody_comes_to_merge_with_holds_up_nobody(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Publishers that end at once; and a process that is stopped, with as many plans as it may have at a time."""
+    """Publishers that end at once; a process that is stopped, and has as many plans as may be before one."""
     late, now = 0, planner.now_ms
     monkeypatch.setattr(planner, "now_ms", lambda: now() + late)
     stopped_sid, stopped = bench.join(FakeProcess(capacity=2048))

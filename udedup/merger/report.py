@@ -37,10 +37,10 @@ MODES = ("stop", "trap")
 _GROWING = (
     "pages_scanned",
     "pages_skipped",
-    "pages_checked",
     "pages_merged",
     "pages_zeroed",
     "pages_split",
+    "trap_splits",
     "pages_unmerged",
     "pages_published",
     "freezes",
@@ -157,7 +157,7 @@ def _process(server: "Server", agent: Any) -> tuple[dict[str, Any], Tally]:
         **_pages(counts),
         **{
             name: tally.counts[name]
-            for name in ("pages_scanned", "pages_skipped", "pages_split", "pages_merged")
+            for name in ("pages_scanned", "pages_skipped", "pages_split", "trap_splits", "pages_merged")
         },
         "full_scans": int(header.passes),
         "passes_since_merge": agent.passes - agent.active_pass,
