@@ -10,11 +10,16 @@ from typing import Any
 
 import click
 
+from udedup.cli._output import printing
 from udedup.errors import UdedupError
 
 
 class LazyGroup(click.Group):
     """A group whose commands are the modules of this package."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with printing():  # --help and --version print here
+            return super().make_context(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         names = (module.name for module in pkgutil.iter_modules(__path__))
@@ -29,7 +34,8 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with printing():
+                return super().invoke(ctx)
         except UdedupError as error:
             raise click.ClickException(str(error)) from error
 

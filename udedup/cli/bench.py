@@ -162,7 +162,7 @@ def _write(report: Any, options: dict[str, Any]) -> None:
         if options["json_file"]:
             report.save(options["json_file"])
         if options["markdown"]:
-            options["markdown"].write_text(table.markdown(report))
+            options["markdown"].write_text(table.markdown(report), encoding="utf-8")
     except OSError as error:
         raise UdedupError(f"cannot write {error.filename}: {error.strerror}; choose another place") from None
     if options["plot"]:
