@@ -132,8 +132,9 @@ def failure(command: str, error: OSError) -> tuple[int, str]:
 
 def leave_as(status: int) -> NoReturn:
     """Ends this process as the child ended: same exit status, or killed by the same signal."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # None where the caller has closed it
+            stream.flush()
     if os.WIFSIGNALED(status):
         signo = os.WTERMSIG(status)
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

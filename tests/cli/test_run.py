@@ -29,6 +29,11 @@ def test_exit_status_comes_back(status: int) -> None:
     assert run("--", "sh", "-c", f"exit {status}").returncode == status
 
 
+def test_exit_status_comes_back_with_output_closed() -> None:
+    command = " ".join([*COMMAND, "run", "--", "sh", "-c", "'exit 7'", ">&-", "2>&-"])
+    assert subprocess.run(["sh", "-c", command], timeout=60).returncode == 7
+
+
 @pytest.mark.parametrize(
     "signo", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV, signal.SIGHUP]
 )
