@@ -14,7 +14,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from udedup.domain import Domain
+from udedup.domain import Domain, how_to_start
 from udedup.errors import UdedupError
 
 _PACKET_MAX = 65536
@@ -97,7 +97,7 @@ def _decode(data: bytes) -> Any:
 
 
 def _connect(domain: Domain) -> socket.socket:
-    missing = NoMerger(f"no merger runs in domain {domain.name!r}; start a program with `udedup run -- CMD`")
+    missing = NoMerger(f"no merger runs in domain {domain.name!r}; {how_to_start(domain)}")
     if not domain.check_socket():
         raise missing
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)

@@ -30,6 +30,15 @@ def base_dir() -> Path:
     return Path(f"/tmp/udedup-{os.geteuid()}")
 
 
+def how_to_start(domain: "Domain | None" = None, options: str = "") -> str:
+    """The remedy where nothing runs in a domain, None: in any."""
+    named = "" if domain is None or domain.name == default_name() else f" --domain {domain.name}"
+    remedy = f"start a program with `udedup run{named}{options} -- CMD`"
+    if os.environ.get("UDEDUP_DIR") and not base_dir().exists():
+        remedy += f", or set UDEDUP_DIR as your programs have it: {base_dir()} does not exist"
+    return remedy
+
+
 def _is_own_dir(path: Path) -> bool:
     try:
         info = path.stat()

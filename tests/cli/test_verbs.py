@@ -28,11 +28,31 @@ def sleeper(domains: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate("\n", timeout=30)
 
 
-@pytest.mark.parametrize("verb", ["stat", "settle", "get"])
-def test_without_merger_is_one_line_with_remedy(verb: str, udedup: Run) -> None:
-    done = udedup(verb, "--domain", "none")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == "Error: no merger runs in domain 'none'; start a program with `udedup run -- CMD`\n"
+@pytest.mark.parametrize("words", [("stat",), ("settle",), ("get",), ("scrub",), ("set", "run", "1")])
+def test_without_merger_is_one_line_with_remedy(words: tuple[str, ...], domains: Path, udedup: Run) -> None:
+    domains.mkdir(mode=0o700)
+    for options, run in (
+        ((), "udedup run"),
+        (("--domain", "default"), "udedup run"),
+        (("--domain", "none"), "udedup run --domain none"),
+    ):
+        done = udedup(words[0], *options, *words[1:])
+        where = f"Error: no merger runs in domain '{options[1] if options else 'default'}'"
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr == f"{where}; start a program with `{run} -- CMD`\n"
+
+
+def test_remedy_names_the_domain_that_is_not_taken_anyway(domains: Path, udedup: Run) -> None:
+    env = os.environ | {"UDEDUP_DOMAIN": "mine"}
+    assert "`udedup run -- CMD`" in udedup("stat", env=env).stderr
+    assert "`udedup run --domain default -- CMD`" in udedup("stat", "--domain", "default", env=env).stderr
+
+
+def test_missing_directory_is_said(udedup: Run) -> None:
+    done = udedup("stat", env=os.environ | {"UDEDUP_DIR": "/nonexistent/x"})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "start a program with `udedup run -- CMD`" in done.stderr
+    assert done.stderr.endswith(" UDEDUP_DIR as your programs have it: /nonexistent/x does not exist\n")
 
 
 def test_settle_then_stat(sleeper: subprocess.Popen[str], udedup: Run) -> None:

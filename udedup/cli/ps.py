@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from udedup.cli._common import complete_pid, json_option, print_json, size
+from udedup.domain import how_to_start
 from udedup.errors import UdedupError
 
 _LARGE = 8 << 20  # bytes of private memory below which the preload starts no agent either
@@ -42,7 +43,7 @@ def command(as_json: bool, everybody: bool, pids: tuple[int, ...]) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        raise UdedupError("nobody takes part in any domain; start a program with `udedup run -- CMD`")
+        raise UdedupError(f"nobody takes part in any domain; {how_to_start()}")
     else:
         click.echo(_text(rows))
 
