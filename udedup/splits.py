@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from udedup.domain import Domain
+from udedup.domain import Domain, how_to_start
 from udedup.elf import symbol_at
 from udedup.errors import UdedupError
 
@@ -93,8 +93,11 @@ def read_all(domain: Domain, pid: int | None = None) -> list[Report]:
     paths = [where / str(pid)] if pid else sorted(where.glob("[0-9]*"))
     reports = [read(path) for path in paths if path.exists()]
     if not reports:
-        who = f"pid {pid}" if pid else f"domain {domain.name!r}"
-        raise UdedupError(f"no split report of {who}; run it by `udedup run --mode trap --split trap`")
+        who = f"pid {pid} in domain" if pid else "domain"
+        start = how_to_start(domain, " --mode trap --split trap --regions advised")
+        raise UdedupError(
+            f"no split report of {who} {domain.name!r}: nobody took part there with the split trap; {start}"
+        )
     return reports
 
 

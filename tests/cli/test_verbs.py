@@ -17,6 +17,15 @@ from support import COMMAND, mergers
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SLEEPER = "b = bytearray(open('/dev/urandom', 'rb').read(1 << 20)) * 32; print('ready', flush=True); input()"
 
+ADVISED = """
+import mmap
+memory = mmap.mmap(-1, 8 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[:] = bytes(range(256)) * (len(memory) // 256)
+memory.madvise(12)
+print("ready", flush=True)
+input()
+"""
+
 
 @pytest.fixture
 def sleeper(domains: Path) -> Iterator[subprocess.Popen[str]]:
@@ -53,6 +62,38 @@ def test_missing_directory_is_said(udedup: Run) -> None:
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "start a program with `udedup run -- CMD`" in done.stderr
     assert done.stderr.endswith(" UDEDUP_DIR as your programs have it: /nonexistent/x does not exist\n")
+
+
+def test_split_report_of_nobody_names_a_command_that_works(domains: Path, udedup: Run) -> None:
+    domains.mkdir(mode=0o700)
+    done = udedup("split-report", "--domain", "d1")
+    command = "udedup run --domain d1 --mode trap --split trap --regions advised -- CMD"
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: no split report of domain 'd1': nobody took part there with the split trap; "
+        f"start a program with `{command}`\n"
+    )
+    words = command.replace("CMD", "true").split()[1:]
+    assert udedup(*words, env=os.environ | {"UDEDUP_DISABLE": "1"}).returncode == 0
+    one = udedup("split-report", "--domain", "d1", "--pid", "1").stderr
+    assert "no split report of pid 1 in domain 'd1': nobody" in one
+    told = " ".join(udedup("run", "--help").stdout.split())
+    assert "trap needs --regions advised" in told and "$UDEDUP_DIR" in told
+
+
+def test_split_report_of_those_who_split_nothing(domains: Path, udedup: Run) -> None:
+    argv = [*COMMAND, "run", "--mode", "trap", "--split", "trap", "--regions", "advised", "--threshold", "0"]
+    argv += ["--", sys.executable, "-c", ADVISED]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        _wait(lambda: udedup("split-report").returncode == 0)
+        done = udedup("split-report")
+        assert done.stdout == "0 splits in 1 processes: they ran, and wrote to no merged page\n"
+        assert json.loads(udedup("split-report", "--json").stdout)["splits"] == 0
+    finally:
+        process.communicate("\n", timeout=30)
+        udedup("split-report", "--clear")
 
 
 def test_settle_then_stat(sleeper: subprocess.Popen[str], udedup: Run) -> None:

@@ -29,8 +29,10 @@ _MIB = 1 << 20
     "--threshold", metavar="MIB", type=click.FloatRange(min=0), default=8.0, show_default=True,
     help="Leave a process alone below so much private memory.",
 )  # fmt: skip
-@click.option("--mode", type=click.Choice(["stop", "trap"]), help="How writers are stopped.  [default: stop]")
-@click.option("--split", type=click.Choice(["kernel", "trap"]), help="Who splits.  [default: kernel]")
+@click.option("--mode", type=click.Choice(["stop", "trap"]),
+              help="How writers are stopped; trap needs --regions advised.  [default: stop]")  # fmt: skip
+@click.option("--split", type=click.Choice(["kernel", "trap"]),
+              help="Who splits; trap needs --mode trap.  [default: kernel]")  # fmt: skip
 @click.option("--set", "settings", metavar="KNOB=VALUE", multiple=True, help="Set a knob (see `udedup get`).")
 @click.option("--report", is_flag=True, help="Print on stderr at the end what was saved.")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED, required=True, metavar="-- CMD [ARG]...")
@@ -43,6 +45,9 @@ def command(
 
     Starts the domain's merger if none runs. Signals go through to CMD, and its exit status comes back;
     127 if there is no such program, 126 if it cannot be executed.
+
+    Domains lie in the directory $UDEDUP_DIR, else in $XDG_RUNTIME_DIR/udedup, else in /tmp/udedup-UID: those
+    who shall meet need the same one.
 
     \b
     udedup run -- gunicorn -w 8 app:app

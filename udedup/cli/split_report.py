@@ -21,7 +21,8 @@ _TITLES = {"line": "Python line", "symbol": "symbol", "thread": "thread"}
 def command(domain: Domain, as_json: bool, pid: int | None, by: str | None, limit: int, clear: bool) -> None:
     """Print who splits merged pages: which line of yours unshares memory.
 
-    Needs programs run in mode trap with the split trap; each first write to a merged page is told once.
+    Needs programs run in mode trap with the split trap (which needs --regions advised); each first write
+    to a merged page is told once. Who wrote to none has a report of no splits.
     Reports of ended processes are kept until --clear.
 
     \b
@@ -40,7 +41,10 @@ def command(domain: Domain, as_json: bool, pid: int | None, by: str | None, limi
         print_json(_as_json(reports, tables))
         return
     total = sum(report.total for report in reports)
-    click.echo(f"{total} splits in {len(reports)} processes")
+    nothing = "" if total else ": they ran, and wrote to no merged page"
+    click.echo(f"{total} splits in {len(reports)} processes{nothing}")
+    if not total:
+        return
     for kind, rows in tables.items():
         click.echo(f"\n{'SPLITS':>10}  by {_TITLES[kind]}")
         for name, count in rows:
