@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from udedup.errors import UdedupError
+from udedup.errors import UdedupError, WrongUsage
 
 DEFAULT_DOMAIN = "default"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -49,13 +49,13 @@ def _is_own_dir(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Domain:
-    """Paths of one domain. Raises UdedupError for a bad name or a path too long for a socket."""
+    """Paths of one domain. Raises WrongUsage for a bad name, UdedupError for a path too long for a socket."""
 
     name: str
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise UdedupError(
+            raise WrongUsage(
                 f"bad domain name {self.name!r}; use up to 64 letters, digits, '_', '-' or '.', "
                 "the first a letter, a digit or '_'"
             )

@@ -1,6 +1,6 @@
 """The knobs' names, as csrc/wire.h has them, and how their values are written."""
 
-from udedup.errors import UdedupError
+from udedup.errors import WrongUsage
 
 #: Knobs and the range of each (inclusive).
 RANGES: dict[str, tuple[int, int]] = {
@@ -35,10 +35,15 @@ WORDS: dict[str, dict[str, int]] = {
 }
 
 
-def parse_value(knob: str, text: str) -> int:
-    """The number that `text` means for `knob`. Raises UdedupError for an unknown knob or a bad value."""
+def check_name(knob: str) -> None:
+    """Raises WrongUsage if there is no such knob."""
     if knob not in RANGES:
-        raise UdedupError(f"no knob {knob!r}; there are: {', '.join(RANGES)}")
+        raise WrongUsage(f"no knob {knob!r}; there are: {', '.join(RANGES)}")
+
+
+def parse_value(knob: str, text: str) -> int:
+    """The number that `text` means for `knob`. Raises WrongUsage for an unknown knob or a bad value."""
+    check_name(knob)
     if text in WORDS.get(knob, {}):
         return WORDS[knob][text]
     low, high = RANGES[knob]
@@ -49,7 +54,7 @@ def parse_value(knob: str, text: str) -> int:
     if not low <= number <= high:
         words = f"{', '.join(WORDS[knob])} or " if knob in WORDS else ""
         takes = f"{words}a whole number from {low} to {high}"
-        raise UdedupError(f"bad value {text!r} for {knob}; it takes {takes}")
+        raise WrongUsage(f"bad value {text!r} for {knob}; it takes {takes}")
     return number
 
 
@@ -59,8 +64,8 @@ def show_value(knob: str, number: int) -> str:
 
 
 def parse_assignment(text: str) -> tuple[str, int]:
-    """KNOB=VALUE as a pair. Raises UdedupError."""
+    """KNOB=VALUE as a pair. Raises WrongUsage."""
     knob, equals, value = text.partition("=")
     if not equals:
-        raise UdedupError(f"bad setting {text!r}; write KNOB=VALUE")
+        raise WrongUsage(f"bad setting {text!r}; write KNOB=VALUE")
     return knob, parse_value(knob, value)

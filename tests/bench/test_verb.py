@@ -17,7 +17,7 @@ from udedup.cli import main
 )
 def test_bad_input_is_one_line(args, words):
     done = CliRunner().invoke(main, ["bench", *args])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert words in done.output
     assert done.output.count("\n") == 1
 

@@ -108,7 +108,7 @@ def test_wrong_usage_is_two(args: tuple[str, ...]) -> None:
 def test_bad_domain_is_one_line() -> None:
     done = run("--domain", "../x", "--", "true")
     assert (
-        done.returncode == 1
+        done.returncode == 2
         and done.stderr.startswith("Error: bad domain name")
         and done.stderr.count("\n") == 1
     )

@@ -129,10 +129,39 @@ def test_get_and_set(sleeper: subprocess.Popen[str], udedup: Run) -> None:
     assert "\nadvisor_mode none\n" in udedup("get", "--domain", "v").stdout
     knobs = json.loads(udedup("get", "--domain", "v", "--json").stdout)
     assert knobs["sleep_millisecs"] == 77 and knobs["run"] == 1
-    for arguments in (("set", "nosuch", "1"), ("set", "run", "7"), ("get", "nosuch")):
-        done = udedup(arguments[0], "--domain", "v", *arguments[1:])
-        assert done.returncode == 1 and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
     assert udedup("set", "--domain", "v", "run").returncode == 2
+    both = udedup("set", "--domain", "v", "advisor_min_pages_to_scan", "300000")
+    assert both.returncode == 1, "a value that is good, but not now, is no wrong usage"
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (("set", "nosuch", "1"), "no knob 'nosuch'"),
+        (("set", "run", "7"), "bad value '7' for run"),
+        (("set", "thp", "never"), "bad value 'never' for thp"),
+        (("get", "nosuch"), "no knob 'nosuch'"),
+        (("demo", "--set", "run=7"), "bad value '7' for run"),
+        (("bench", "unique", "--set", "nosuch=1"), "no knob 'nosuch'"),
+        (("run", "--domain", "a/b", "--", "true"), "bad domain name 'a/b'"),
+        (("run", "--domain", "", "--", "true"), "bad domain name ''"),
+        *(((verb, "--domain", name, *more), f"bad domain name '{name}'")
+          for verb, *more in (("stat",), ("settle",), ("get",), ("set", "run", "1"), ("scrub",), ("merger",),
+                              ("split-report",), ("watch", "1"), ("unwatch", "1"))
+          for name in ("a/b", "")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_wrong_names_and_values_are_wrong_usage(words: tuple[str, ...], cause: str, udedup: Run) -> None:
+    """Before anything is started or asked for, whether or not a merger runs."""
+    done = udedup(*words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"Error: {cause}") and done.stderr.count("\n") == 1
+
+
+def test_empty_variable_is_the_default_domain(udedup: Run) -> None:
+    assert "in domain 'default'" in udedup("stat", env=os.environ | {"UDEDUP_DOMAIN": ""}).stderr
+    assert udedup("stat", env=os.environ | {"UDEDUP_DOMAIN": "a/b"}).returncode == 2
 
 
 def test_unmerge_and_merge_again(sleeper: subprocess.Popen[str], udedup: Run) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from udedup.bench.results import OK, Cell, Report
 from udedup.bench.summary import Row, summarize
-from udedup.errors import UdedupError
+from udedup.errors import UdedupError, WrongUsage
 
 MIB = 1 << 20
 COLOURS = {
@@ -27,7 +27,7 @@ SUFFIXES = (".png", ".svg")
 def check_target(path: Path) -> None:
     """Raises UdedupError when a picture cannot be written there, before any time is spent on measuring."""
     if path.suffix not in SUFFIXES:
-        raise UdedupError(
+        raise WrongUsage(
             f"--plot {path}: PNG or SVG by extension; name it {path.stem}.png or {path.stem}.svg"
         )
     try:

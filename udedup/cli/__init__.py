@@ -11,7 +11,13 @@ from typing import Any
 import click
 
 from udedup.cli._output import printing
-from udedup.errors import UdedupError
+from udedup.errors import UdedupError, WrongUsage
+
+
+class _Wrong(click.ClickException):
+    """Wrong usage, in one line."""
+
+    exit_code = 2
 
 
 class LazyGroup(click.Group):
@@ -37,7 +43,8 @@ class LazyGroup(click.Group):
             with printing():
                 return super().invoke(ctx)
         except UdedupError as error:
-            raise click.ClickException(str(error)) from error
+            kind = _Wrong if isinstance(error, WrongUsage) else click.ClickException
+            raise kind(str(error)) from error
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

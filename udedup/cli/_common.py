@@ -37,20 +37,32 @@ def complete_knob(_ctx: click.Context, _param: click.Parameter, begun: str) -> l
     return [CompletionItem(name) for name in RANGES if name.startswith(begun)]
 
 
-def _domain(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Domain:
-    return Domain(value or default_name())
+def _given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Domain | None:
+    return None if value is None else Domain(value)  # "" is a wrong name, not the default domain
+
+
+def _given_or_default(ctx: click.Context, param: click.Parameter, value: str | None) -> Domain:
+    return _given(ctx, param, value) or Domain(default_name())
+
+
+def _domain_option(callback: Callable[..., Domain | None], default: str) -> Callable[[F], F]:
+    return click.option(
+        "--domain",
+        metavar="NAME",
+        callback=callback,
+        shell_complete=complete_domain,
+        help=f"Trust domain.  [default: {default}]",
+    )
 
 
 def domain_option(function: F) -> F:
     """Adds `--domain NAME`; the command gets a Domain."""
-    option = click.option(
-        "--domain",
-        metavar="NAME",
-        callback=_domain,
-        shell_complete=complete_domain,
-        help="Trust domain.  [default: $UDEDUP_DOMAIN or 'default']",
-    )
-    return option(function)
+    return _domain_option(_given_or_default, "$UDEDUP_DOMAIN or 'default'")(function)
+
+
+def found_domain_option(function: F) -> F:
+    """Adds `--domain NAME` to a verb with a PID; the command gets a Domain, or None where none is given."""
+    return _domain_option(_given, "where PID takes part")(function)
 
 
 def json_option(function: F) -> F:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from udedup.errors import UdedupError
+from udedup.errors import UdedupError, WrongUsage
 
 QUICK_BUDGET_S = 150.0  # when no cell is begun any more; the last one takes up to 25 s
 MIB = 1 << 20
@@ -20,7 +20,7 @@ def _names(text: str | None, known: tuple[str, ...], what: str, hidden: tuple[st
     names = [name for name in (text or "").split(",") if name]
     for name in names:
         if name not in known and name not in hidden:
-            raise UdedupError(f"no {what} {name!r}; there are: {', '.join(known)}")
+            raise WrongUsage(f"no {what} {name!r}; there are: {', '.join(known)}")
     return names
 
 
@@ -28,7 +28,7 @@ def _modules(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise UdedupError(f"--modules: {name!r} is no module's name; give names such as numpy,pandas")
+            raise WrongUsage(f"--modules: {name!r} is no module's name; give names such as numpy,pandas")
     return names
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from udedup.cli._common import json_option, print_json, size
 from udedup.demo import phases
 from udedup.domain import Domain
+from udedup.knobs import parse_assignment
 
 
 @click.command()
@@ -38,6 +39,8 @@ def command(workers: int, timeout: float, settings: tuple[str, ...], as_json: bo
     udedup demo
     udedup demo --workers 4 --json
     """
+    for setting in settings:
+        parse_assignment(setting)  # before any time is spent on the plain pool
     names = phases.modules()
     domain = Domain(f"demo-{os.getpid()}")
     options = [word for setting in settings for word in ("--set", setting)]

@@ -4,8 +4,7 @@ import click
 
 from udedup.cli._common import complete_knob, connect, domain_option, json_option, print_json
 from udedup.domain import Domain
-from udedup.errors import UdedupError
-from udedup.knobs import show_value
+from udedup.knobs import check_name, show_value
 
 
 @click.command()
@@ -19,6 +18,8 @@ def command(domain: Domain, as_json: bool, knob: str | None) -> None:
     udedup get run
     udedup get --json       values as numbers
     """
+    if knob is not None:
+        check_name(knob)
     with connect(domain) as client:
         knobs = client.request("get")
     if knob is None:
@@ -27,8 +28,6 @@ def command(domain: Domain, as_json: bool, knob: str | None) -> None:
         else:
             click.echo("\n".join(f"{name} {show_value(name, value)}" for name, value in knobs.items()))
         return
-    if knob not in knobs:
-        raise UdedupError(f"no knob {knob!r}; there are: {', '.join(knobs)}")
     if as_json:
         print_json({knob: knobs[knob]})
     else:

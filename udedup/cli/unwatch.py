@@ -2,21 +2,15 @@
 
 import click
 
-from udedup.cli._common import complete_domain, complete_pid
+from udedup.cli._common import complete_pid, found_domain_option
 from udedup.domain import Domain
 
 
 @click.command()
-@click.option(
-    "--domain",
-    "name",
-    metavar="NAME",
-    shell_complete=complete_domain,
-    help="Domain it takes part in.  [default: found by itself]",
-)
+@found_domain_option
 @click.option("--tree", is_flag=True, help="Its descendants too.")
 @click.argument("pid", type=click.IntRange(min=1), shell_complete=complete_pid)
-def command(name: str | None, tree: bool, pid: int) -> None:
+def command(domain: Domain | None, tree: bool, pid: int) -> None:
     """Unmerge a process and take it out of its domain.
 
     Returns when its memory is its own again; the library stays loaded and does nothing.
@@ -32,8 +26,8 @@ def command(name: str | None, tree: bool, pid: int) -> None:
     from udedup.watch.tree import with_children
 
     target = find(pid)
-    take_out(pid, require_domain(pid, Domain(name) if name else None))
+    take_out(pid, require_domain(pid, domain))
     for child in with_children(target)[1:] if tree else ():
-        domain = domain_of(child.pid)
-        if domain is not None:
-            take_out(child.pid, domain)
+        where = domain_of(child.pid)
+        if where is not None:
+            take_out(child.pid, where)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from udedup.cli._common import complete_domain, complete_pid, json_option, print_json
+from udedup.cli._common import complete_pid, found_domain_option, json_option, print_json
 from udedup.domain import Domain, default_name
 from udedup.watch import columns
 
@@ -34,16 +34,14 @@ if TYPE_CHECKING:
     metavar="COL",
     default="merged",
     show_default=True,
-    help="Column to sort by.",
+    help=f"Column to sort by: {', '.join(columns.ALL)}.",
 )
-@click.option("--merge", is_flag=True, help="Bring the running process in: it takes part from then on.")
 @click.option(
-    "--domain",
-    "name",
-    metavar="NAME",
-    shell_complete=complete_domain,
-    help="Domain.  [default: where it takes part, $UDEDUP_DOMAIN, 'default']",
+    "--merge",
+    is_flag=True,
+    help="Bring it in while it runs: into --domain, else $UDEDUP_DOMAIN or 'default'.",
 )
+@found_domain_option
 @click.argument("pid", type=click.IntRange(min=1), shell_complete=complete_pid)
 @click.argument(
     "others", metavar="[PID]...", nargs=-1, type=click.IntRange(min=1), shell_complete=complete_pid
@@ -55,7 +53,7 @@ def command(
     as_json: bool,
     sort: str,
     merge: bool,
-    name: str | None,
+    domain: Domain | None,
     pid: int,
     others: tuple[int, ...],
 ) -> None:
@@ -95,10 +93,9 @@ def command(
     """
     from udedup.watch.session import Session
 
-    wanted = Domain(name) if name else None
-    session = Session(pid, others, tree, wanted)
+    session = Session(pid, others, tree, domain)
     if merge:
-        for target in session.bring_in(Domain(name or default_name())):
+        for target in session.bring_in(domain or Domain(default_name())):
             click.echo(f"udedup: {target.pid} ({target.comm}) takes part now", err=True)
     with session:
         if once or as_json or not sys.stdout.isatty() or not sys.stdin.isatty():
