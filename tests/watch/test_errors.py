@@ -95,6 +95,9 @@ def test_other_users_process(spawn):
     other = spawn(["sleep", "60"], ready=False, user=65534)
     time.sleep(0.1)
     assert "and a domain to one user; run udedup as that user" in refused("watch", "--merge", other.pid)
+    assert refused("unwatch", other.pid) == (
+        f"process {other.pid} belongs to uid 65534, and a domain to one user; run udedup as that user"
+    )
 
 
 def as_uid(uid, function):
@@ -258,13 +261,21 @@ def test_ends_meanwhile(spawn):
 
 def test_no_merger(spawn):
     process = spawn(SLEEP)
-    assert "takes no part; bring it in by" in refused("unwatch", process.pid)
+    remedy = "nothing to do; see `udedup ps --all`"
+    assert refused("unwatch", process.pid) == f"process {process.pid} takes no part in any domain: {remedy}"
     assert "no merger runs in domain 'other'" in refused("unwatch", process.pid, "--domain", "other")
     assert "no merger runs in domain 'other'" in refused("watch", process.pid, "--once", "--domain", "other")
     rows = json.loads(udedup("ps", "--json", process.pid).stdout)
     assert [(row["pid"], row["state"], row["enabled"]) for row in rows] == [
         (process.pid, "not enabled", False)
     ]
+    member = spawn(SLEEP)
+    assert udedup("watch", member.pid, "--merge", "--once", "--domain", "one").returncode == 0
+    said = refused("unwatch", process.pid, "--domain", "one")
+    assert said == f"process {process.pid} takes no part in domain 'one': {remedy}"
+    said = refused("watch", process.pid, "--once", "--domain", "one")
+    assert said == f"process {process.pid} takes no part; bring it in by `udedup watch {process.pid} --merge`"
+    assert udedup("unwatch", member.pid).returncode == 0
 
 
 def test_takes_part_where_we_do_not_look(spawn, tmp_path, monkeypatch):

@@ -20,13 +20,13 @@ def command(domain: Domain | None, tree: bool, pid: int) -> None:
     udedup unwatch 1234
     udedup unwatch 1234 --tree
     """
-    from udedup.watch.bring_in import take_out
-    from udedup.watch.taking_part import domain_of, require_domain
+    from udedup.watch.bring_in import domain_to_leave, take_out
+    from udedup.watch.taking_part import domain_of
     from udedup.watch.target import find
     from udedup.watch.tree import with_children
 
     target = find(pid)
-    take_out(pid, require_domain(pid, domain))
+    take_out(pid, domain_to_leave(target, domain))
     for child in with_children(target)[1:] if tree else ():
         where = domain_of(child.pid)
         if where is not None:

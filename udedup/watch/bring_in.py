@@ -10,7 +10,7 @@ from udedup.domain import Domain
 from udedup.errors import UdedupError
 from udedup.watch.by_python import by_python
 from udedup.watch.memory import read_maps
-from udedup.watch.taking_part import check_unknown, domain_of, has_agent
+from udedup.watch.taking_part import check_unknown, domain_of, has_agent, seek_domain
 from udedup.watch.target import Target, check_injectable
 
 _CONNECT_SECONDS = 10.0
@@ -29,11 +29,7 @@ def bring_in(target: Target, domain: Domain) -> bool:
             f"process {target.pid} takes part in domain {there.name!r} already, and in one only; "
             f"`udedup unwatch {target.pid} --domain {there.name}` first"
         )
-    if target.uid != os.geteuid():
-        raise UdedupError(
-            f"process {target.pid} belongs to uid {target.uid}, and a domain to one user; run "
-            "udedup as that user"
-        )
+    _check_owner(target)
     check_injectable(target, LIBRARY_PATH)
     with ensure_merger(domain) as client:
         if has_agent(target.pid):  # of this domain's last merger, or of a domain elsewhere
@@ -47,6 +43,14 @@ def bring_in(target: Target, domain: Domain) -> bool:
             inject(target, LIBRARY_PATH, domain.socket)
         _wait(target, client, _CONNECT_SECONDS)
     return True
+
+
+def _check_owner(target: Target) -> None:
+    if target.uid != os.geteuid():
+        raise UdedupError(
+            f"process {target.pid} belongs to uid {target.uid}, and a domain to one user; run "
+            "udedup as that user"
+        )
 
 
 def _wait(target: Target, client: Client, seconds: float) -> None:
@@ -67,6 +71,18 @@ def _connected(target: Target, client: Client, seconds: float) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
+
+
+def domain_to_leave(target: Target, wanted: Domain | None) -> Domain:
+    """The domain the process takes part in. Raises UdedupError if there is nothing to take it out of."""
+    found = seek_domain(target.pid, wanted)
+    if found is None:
+        _check_owner(target)
+        where = f"domain {wanted.name!r}" if wanted else "any domain"
+        raise UdedupError(
+            f"process {target.pid} takes no part in {where}: nothing to do; see `udedup ps --all`"
+        )
+    return found
 
 
 def take_out(pid: int, domain: Domain, seconds: float = 60.0) -> None:

@@ -69,12 +69,20 @@ def check_unknown(pid: int) -> None:
 
 def require_domain(pid: int, wanted: Domain | None) -> Domain:
     """The domain the process takes part in. Raises if none, or another than was asked for."""
+    found = seek_domain(pid, wanted)
+    if found is None:
+        raise UdedupError(f"process {pid} takes no part; bring it in by `udedup watch {pid} --merge`")
+    return found
+
+
+def seek_domain(pid: int, wanted: Domain | None) -> Domain | None:
+    """The same, but None if the process takes part in none. Raises where that cannot be known."""
     found = domain_of(pid)
     if found is None:
         if wanted is not None:
             Client(wanted).close()  # raises when no merger runs
         check_unknown(pid)
-        raise UdedupError(f"process {pid} takes no part; bring it in by `udedup watch {pid} --merge`")
+        return None
     if wanted is not None and found != wanted:
         raise UdedupError(
             f"process {pid} takes part in domain {found.name!r}, not {wanted.name!r}; use --domain "
