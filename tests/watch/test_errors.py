@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -28,14 +29,15 @@ def own_domains(tmp_path, monkeypatch):
     monkeypatch.setenv("UDEDUP_LINGER", "0.5")
 
 
-def udedup(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "udedup", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+def udedup(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "udedup", *map(str, words)]
+    options |= {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
+    return subprocess.run(command, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def refused(*words: object) -> str:
+def refused(*words: object, **options: object) -> str:
     """The one line, without `Error: `."""
-    done = udedup(*words)
+    done = udedup(*words, **options)
     assert done.returncode == 1, (done.stdout, done.stderr)
     assert done.stdout == ""
     lines = done.stderr.strip().splitlines()
@@ -98,6 +100,38 @@ def test_other_users_process(spawn):
     assert refused("unwatch", other.pid) == (
         f"process {other.pid} belongs to uid 65534, and a domain to one user; run udedup as that user"
     )
+
+
+@pytest.fixture
+def ordinary(monkeypatch):
+    """Options that run a command as uid 65534, with domains of its own."""
+    options = {"user": 65534, "group": 65534, "extra_groups": ()}
+    probe = [sys.executable, "-P", "-c", "import udedup.core"]
+    if subprocess.run(probe, capture_output=True, **options).returncode:
+        pytest.skip("that user cannot execute this Python")
+    folder = tempfile.mkdtemp(prefix="ud-")
+    os.chown(folder, 65534, 65534)
+    monkeypatch.setenv("UDEDUP_DIR", folder)
+    yield options
+    shutil.rmtree(folder)
+
+
+@root_only
+@pytest.mark.parametrize("json_too", [(), ("--json",)])
+def test_other_users_process_among_several_is_an_error_as_it_is_alone(spawn, ordinary, json_too):
+    theirs = spawn(SLEEP)
+    run = [sys.executable, "-P", "-m", "udedup", "run", "--threshold", "0", "--", *SLEEP]
+    spawn(run, **ordinary)
+    rows = json.loads(udedup("ps", "--json", **ordinary).stdout)
+    (mine,) = (row["pid"] for row in rows if row["domain"])
+    alone = refused("watch", theirs.pid, "--once", *json_too, **ordinary)
+    assert alone == f"process {theirs.pid} belongs to uid 0, not to you; run udedup as that user or root"
+    try:
+        assert refused("watch", mine, theirs.pid, "--once", *json_too, **ordinary) == alone
+        assert refused("watch", theirs.pid, mine, "--once", *json_too, **ordinary) == alone
+        assert refused("watch", mine, 4_194_304, "--once", *json_too, **ordinary).startswith("no process ")
+    finally:
+        os.kill(mine, signal.SIGKILL)
 
 
 def as_uid(uid, function):

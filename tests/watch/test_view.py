@@ -92,6 +92,10 @@ def test_one_that_takes_part_beside_one_that_does_not(spawn, member):
         (outside, False),
         (inside, True),
     ]
+    listed = as_json("watch", inside, outside, "--once", "--json")
+    assert [(one["pid"], one["takes_part"]) for one in listed] == [(inside, True), (outside, False)]
+    assert listed[1].keys() == as_json("watch", outside, "--once", "--json").keys()
+    assert listed[1]["saved_bytes"] == pytest.approx((16 << 20) / 2, rel=0.1)
     text = udedup("watch", outside, inside, "--once").stdout
     assert f"process {outside} (python" in text and f"process {inside} (python" in text
     assert "takes part in domain default; in what of it is not merged" in text

@@ -83,7 +83,8 @@ def command(
                      volatile_share seconds estimate
 
     \b
-    Several processes that take part are a list in JSON.
+    Several PIDs: where the first takes part, JSON is a list of all, each as
+    if watched alone; else one object, with all of them in processes[].
 
     \b
     udedup watch 1234                  live
@@ -109,12 +110,13 @@ def _print(session: "Session", interval: float, once: bool, as_json: bool, sort:
         while True:
             with _progress() as progress:
                 found = session.look(progress)
+                shown = session.as_json(found, progress) if found and as_json else None
             if found is None:
                 return
             if as_json and once:
-                print_json(found.as_json())
+                print_json(shown)
             elif as_json:
-                click.echo(json.dumps(found.as_json()))
+                click.echo(json.dumps(shown))
             else:
                 click.echo(found.text(sort))
             if once:

@@ -14,7 +14,7 @@ from udedup.errors import UdedupError
 from udedup.watch import columns, report, view, view_estimate
 from udedup.watch.estimate import Estimate, Progress, estimate
 from udedup.watch.taking_part import Look, Watcher, check_unknown, domain_of, require_domain
-from udedup.watch.target import Target, find, ptrace_scope
+from udedup.watch.target import Target, check_readable, find, ptrace_scope
 from udedup.watch.tree import with_children
 
 _AGAIN = 10.0  # seconds after which the live view reads again, if that costs less than a fiftieth of the time
@@ -67,12 +67,20 @@ class Session:
         self.histories: dict[int, view.History] = {}
 
     def __enter__(self) -> "Session":
+        self._check_others()
         domain = domain_of(self.root.pid)
         if domain is not None or self._wanted is not None:
             self._watcher = Watcher(require_domain(self.root.pid, self._wanted))
         else:
             check_unknown(self.root.pid)
         return self
+
+    def _check_others(self) -> None:
+        """Who may not be watched alone may not beside others."""
+        for other in self._others:
+            if domain_of(other.pid) is None:
+                check_unknown(other.pid)
+                check_readable(other.pid)
 
     def __exit__(self, *_: object) -> None:
         if self._watcher:
@@ -126,6 +134,28 @@ class Session:
         inside = {look.target.pid for look in looks}
         outsiders = [other for other in self._others if other.pid not in inside and other.alive()]
         return Found(looks, None, self.histories, outsiders)
+
+    def as_json(self, found: Found, progress: Progress) -> Any:
+        """What --json prints of a look: an object for one PID, where several take part a list of all."""
+        if found.estimate or not self._others:
+            return found.as_json()
+        dicts = {look.target.pid: look.as_dict() for look in found.looks}
+        for outsider in found.outsiders:
+            alone = self._alone(outsider, progress)
+            if alone is not None:
+                dicts[outsider.pid] = alone
+        return [dicts[target.pid] for target in self.targets() if target.pid in dicts]
+
+    def _alone(self, target: Target, progress: Progress) -> Any:
+        """What a watch of this process alone would print; None if it has ended."""
+        try:
+            with Session(target.pid, (), False, None) as session:
+                found = session.look(progress)
+                return found and session.as_json(found, progress)
+        except UdedupError:
+            if target.alive():
+                raise
+            return None
 
     def _new_estimate(self, progress: Progress) -> Estimate:
         found = estimate(self._readable(), progress)

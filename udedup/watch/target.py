@@ -92,6 +92,12 @@ def guarded(pid: int) -> Iterator[None]:
         raise UdedupError(why_refused(pid)) from None
 
 
+def check_readable(pid: int) -> None:
+    """Raises UdedupError unless the process's memory may be read."""
+    with guarded(pid):
+        (PROC / str(pid) / "pagemap").open("rb").close()
+
+
 def _is_ending(pid: int) -> bool:
     try:
         return _stat(pid)[1] in "ZX"
