@@ -22,6 +22,20 @@ def test_bad_input_is_one_line(args, words):
     assert done.output.count("\n") == 1
 
 
+def test_engines_that_were_all_skipped_are_a_failure(tmp_path, monkeypatch):
+    """What was asked for was not measured: the status says so, and one line why."""
+    monkeypatch.setenv("UDEDUP_BENCH_KSM_DIR", str(tmp_path / "none"))
+    options = ["unique", "--workers", "2", "--size", "1", "--quick", "--limit", "1", "--engine"]
+    done = CliRunner().invoke(main, ["bench", *options, "ksm,layout+ksm", "--json", str(tmp_path / "x.json")])
+    assert done.exit_code == 1
+    last = done.output.splitlines()[-1]
+    assert last.startswith("Error: every engine asked for was skipped (ksm, layout+ksm): ")
+    assert "KSM" in last and last.endswith("; `udedup bench --list` tells what can run here")
+    assert (tmp_path / "x.json").exists(), "what there is is written all the same"
+    done = CliRunner().invoke(main, ["bench", "--from", str(tmp_path / "x.json")])
+    assert done.exit_code == 0, "reading it is no failure"
+
+
 def test_list_names_everything():
     done = CliRunner().invoke(main, ["bench", "--list"])
     assert done.exit_code == 0

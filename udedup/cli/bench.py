@@ -153,6 +153,20 @@ def command(workloads: tuple[str, ...], **options: Any) -> None:
         sys.exit(1)
     if not report.complete:
         sys.exit(130)
+    if not options["source"]:
+        _check_asked_for(report, options["engine"])
+
+
+def _check_asked_for(report: Any, engine: str | None) -> None:
+    """Raises if nothing of what was asked for could be measured: the reference alone answers nothing."""
+    from udedup.bench import results
+
+    asked = [name for name in dict.fromkeys((engine or "").split(",")) if name]
+    cells = [cell for cell in report.cells if not asked or cell.engine in asked]
+    if all(cell.status == results.SKIPPED for cell in cells):
+        what = f"every engine asked for was skipped ({', '.join(asked)})" if asked else "all was skipped"
+        reasons = ", ".join(dict.fromkeys(cell.reason for cell in cells))
+        raise UdedupError(f"{what}: {reasons}; `udedup bench --list` tells what can run here")
 
 
 def _write(report: Any, options: dict[str, Any]) -> None:
