@@ -35,6 +35,43 @@ WORDS: dict[str, dict[str, int]] = {
 }
 
 
+#: What each knob is, with its unit.
+MEANINGS: dict[str, str] = {
+    "run": "0 stop and keep what is merged, 1 merge, 2 unmerge everything",
+    "pages_to_scan": "pages that an agent digests at most between two rests",
+    "sleep_millisecs": "rest between two scans, ms",
+    "use_zero_pages": "1 gives pages of zeros back, 0 merges them like others",
+    "smart_scan": "1 looks less often at pages that change",
+    "max_page_sharing": "copies of one repeated page in a row of the store, at most",
+    "freeze_max_us": "pause of a program that merging stays below, as a rule, us",
+    "min_run": "shortest run of equal pages worth a mapping, pages",
+    "thp": "split cuts huge pages to merge parts of them, keep leaves them",
+    "vma_share": "mappings merging may use, % of what the program leaves",
+    "mode": "how writers are stopped; trap for advised regions only",
+    "split": "who splits pages that are written; trap in mode trap only",
+    "idle_millisecs": "longest rest while nothing changes, ms",
+    "merge_across_nodes": "0 merges pages of one NUMA node only; set it while nothing is merged",
+    "agent_cpu_permille": "CPU of an agent at most, 1/1000 of a core",
+    "pace_percent": "what agents take of a computing program's time, %",
+    "advisor_mode": "sets pages_to_scan: by the time of a pass, or by CPU",
+    "advisor_max_cpu": "CPU that the advisor aims at or stays below, % of a core",
+    "advisor_target_scan_time": "time of a pass that the advisor aims at, s",
+    "advisor_min_pages_to_scan": "pages_to_scan that the advisor sets at least",
+    "advisor_max_pages_to_scan": "pages_to_scan that the advisor sets at most",
+}
+
+_UNBOUND = 2**31 - 1
+
+
+def explain(knob: str) -> str:
+    """One line: the name, what it is, and what it takes."""
+    low, high = RANGES[knob]
+    takes = f"{low} and more" if high == _UNBOUND else f"{low} to {high}"
+    if knob in WORDS:
+        takes = ", ".join(WORDS[knob])
+    return f"{knob:<26} {MEANINGS[knob]} ({takes})"
+
+
 def check_name(knob: str) -> None:
     """Raises WrongUsage if there is no such knob."""
     if knob not in RANGES:

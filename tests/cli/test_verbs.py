@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 from support import COMMAND, mergers
 
+from udedup.knobs import RANGES, WORDS
+from udedup.watch import columns
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SLEEPER = "b = bytearray(open('/dev/urandom', 'rb').read(1 << 20)) * 32; print('ready', flush=True); input()"
 
+WITH_DOMAIN = ("stat", "settle", "get", "set", "scrub")
 ADVISED = """
 import mmap
 memory = mmap.mmap(-1, 8 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -117,7 +121,8 @@ def test_settle_then_stat(sleeper: subprocess.Popen[str], udedup: Run) -> None:
 
 def test_settle_times_out_with_one(sleeper: subprocess.Popen[str], udedup: Run) -> None:
     done = udedup("settle", "--domain", "v", "--timeout", "0.01")
-    assert done.returncode == 1 and "not settled after 0.01 s" in done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("Error: not settled after 0.01 s; give it more")
+    assert done.stderr.count("\n") == 1
 
 
 def test_get_and_set(sleeper: subprocess.Popen[str], udedup: Run) -> None:
@@ -312,6 +317,28 @@ def test_every_verb_explains_itself(udedup: Run) -> None:
         assert done.returncode == 0 and "Usage: udedup" in done.stdout, verb
         assert f"\n  udedup {verb}" in done.stdout, f"{verb}: no example"
         assert "--json" not in done.stdout or re.search("JSON keys|--json.* FILE", done.stdout), verb
+
+
+def test_set_explains_each_knob(udedup: Run) -> None:
+    """A line each: name, meaning, and the values that `set` takes."""
+    told = udedup("set", "--help").stdout
+    for knob, (low, high) in RANGES.items():
+        (line,) = re.findall(rf"^  {knob} +(\S.*)$", told, re.M)
+        meaning, _, takes = line.removesuffix(")").rpartition(" (")
+        assert len(meaning) > 10 and len(line) < 100
+        words = WORDS.get(knob)
+        most = f"to {high}" if high < 2**31 - 1 else "and more"
+        assert takes == (", ".join(words) if words else f"{low} {most}")
+
+
+def test_domain_is_explained_alike(udedup: Run) -> None:
+    for verb in (*WITH_DOMAIN, "run", "merger", "split-report", "watch", "unwatch"):
+        told = " ".join(udedup(verb, "--help").stdout.split())
+        assert "--domain NAME Trust domain. [default: " in told, verb
+
+
+def test_columns_to_sort_by_are_named(udedup: Run) -> None:
+    assert ", ".join(columns.ALL) in " ".join(udedup("watch", "--help").stdout.split())
 
 
 def test_unknown_verb_and_version(udedup: Run) -> None:

@@ -4,6 +4,7 @@ import click
 
 from udedup.cli._common import connect, domain_option
 from udedup.domain import Domain
+from udedup.errors import UdedupError
 
 
 @click.command()
@@ -11,8 +12,7 @@ from udedup.domain import Domain
 @click.option(
     "--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to wait."
 )
-@click.pass_context
-def command(ctx: click.Context, domain: Domain, timeout: float) -> None:
+def command(domain: Domain, timeout: float) -> None:
     """Wait until two full passes have found nothing more to merge.
 
     Exit status 0 when settled, 1 at the time-out.
@@ -23,5 +23,4 @@ def command(ctx: click.Context, domain: Domain, timeout: float) -> None:
     with connect(domain) as client:
         reply = client.request("settle", timeout=timeout + 10, **{"seconds": timeout})
     if not reply.get("settled"):
-        click.echo(f"not settled after {timeout:g} s; give it more --timeout, or see `udedup stat`", err=True)
-        ctx.exit(1)
+        raise UdedupError(f"not settled after {timeout:g} s; give it more --timeout, or see `udedup stat`")
