@@ -1,6 +1,7 @@
 """README's table holds what examples/bench.json says, and the command that README names made it."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def readme() -> str:
 @pytest.fixture(scope="module")
 def report() -> Report:
     return Report.load(ROOT / "examples" / "bench.json")
+
+
+def test_extras_that_the_bench_needs_are_named(readme):
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"'\.\[(\w+)\]'", readme)
+    assert {"bench", "plot"} <= set(named) <= declared.keys()
 
 
 def test_each_figure_of_readme_is_in_the_json(readme, report):

@@ -1,5 +1,7 @@
 """The command line of `udedup bench`."""
 
+import sys
+
 import pytest
 from click.testing import CliRunner
 
@@ -34,6 +36,14 @@ def test_engines_that_were_all_skipped_are_a_failure(tmp_path, monkeypatch):
     assert (tmp_path / "x.json").exists(), "what there is is written all the same"
     done = CliRunner().invoke(main, ["bench", "--from", str(tmp_path / "x.json")])
     assert done.exit_code == 0, "reading it is no failure"
+
+
+def test_missing_extra_is_named_for_both_ways_of_installing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = CliRunner().invoke(main, ["bench", "arrays", "--plot", str(tmp_path / "x.png")])
+    assert done.exit_code == 1 and done.output == (
+        "Error: --plot needs matplotlib; pip install 'udedup[plot]', or '.[plot]' in a clone\n"
+    )
 
 
 def test_list_names_everything():

@@ -33,7 +33,9 @@ def check_target(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UdedupError("--plot needs matplotlib; install it by `pip install 'udedup[plot]'`") from None
+        raise UdedupError(
+            "--plot needs matplotlib; pip install 'udedup[plot]', or '.[plot]' in a clone"
+        ) from None
 
 
 def draw(report: Report, path: Path) -> None:

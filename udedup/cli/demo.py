@@ -48,7 +48,10 @@ def command(workers: int, timeout: float, settings: tuple[str, ...], as_json: bo
     if not as_json:
         console.print(f"{workers} spawned workers, each importing {', '.join(names)}", highlight=False)
         if names == phases.STDLIB:
-            console.print("(pip install 'udedup\\[demo]' for a pool as people run it)", highlight=False)
+            console.print(
+                "(pip install 'udedup\\[demo]', or '.\\[demo]' in a clone, for a pool as people run it)",
+                highlight=False,
+            )
     try:
         with _bars(console, as_json) as bars:
             plain, merged = _run(bars, workers, names, domain, timeout, options)
