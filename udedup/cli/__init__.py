@@ -23,9 +23,9 @@ class _Wrong(click.ClickException):
 class LazyGroup(click.Group):
     """A group whose commands are the modules of this package."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with printing():  # --help and --version print here
-            return super().make_context(*args, **kwargs)
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with printing():
+            return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         names = (module.name for module in pkgutil.iter_modules(__path__))
@@ -40,8 +40,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with printing():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except UdedupError as error:
             kind = _Wrong if isinstance(error, WrongUsage) else click.ClickException
             raise kind(str(error)) from error

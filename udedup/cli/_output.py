@@ -16,7 +16,7 @@ _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """Around a whole verb. A full disk becomes a ClickException, for every verb alike."""
+    """Around the whole command. A full disk is told in one line, and ends it with status 1."""
     for stream in (sys.stdout, sys.stderr):
         _replace_what_cannot_be_encoded(stream)
     try:
@@ -29,13 +29,21 @@ def printing() -> Iterator[None]:
         if error.errno not in _REFUSED or error.filename is not None:
             raise
         _discard(sys.stdout)
-        raise click.ClickException(f"cannot write output: {os.strerror(error.errno)}") from None
+        _tell(f"Error: cannot write output: {os.strerror(error.errno)}")
+        sys.exit(1)
 
 
 def _replace_what_cannot_be_encoded(stream: TextIO | None) -> None:
     """UTF-8 can encode all but bytes of other programs, which the stream's own way keeps as they are."""
     if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
         stream.reconfigure(errors="replace")
+
+
+def _tell(line: str) -> None:
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        _discard(sys.stderr)
 
 
 def _discard(stream: TextIO | None) -> None:
