@@ -120,7 +120,7 @@ def agent_cpu(pid: int) -> float:
         return 0.0
     for task in tasks:
         try:
-            name = Path(f"/proc/{pid}/task/{task}/comm").read_text().strip()
+            name = Path(f"/proc/{pid}/task/{task}/comm").read_text(errors="replace").strip()
         except OSError:
             continue
         if name == AGENT_NAME:
@@ -136,6 +136,6 @@ def _cpu(path: str) -> float:
 def _stat_fields(path: str) -> list[str] | None:
     """Fields of a stat file from the state on: [0] state, [1] ppid, [11] utime, [12] stime."""
     try:
-        return Path(path).read_text().rpartition(") ")[2].split()
+        return Path(path).read_text(errors="replace").rpartition(") ")[2].split()
     except OSError:
         return None

@@ -159,7 +159,7 @@ def _find(maps: list[Mapping], ip: int) -> tuple[str, int]:
 def _executable_maps(pid: int) -> list[Mapping]:
     """(start, end, file offset, path) of a live process: for places its agent has not named yet."""
     try:
-        text = Path(f"/proc/{pid}/maps").read_text()
+        text = Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except OSError:
         return []
     return list(_mappings(text))

@@ -312,6 +312,21 @@ def test_no_merger(spawn):
     assert udedup("unwatch", member.pid).returncode == 0
 
 
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_name_that_is_no_text(spawn, monkeypatch, locale):
+    """The kernel cuts names after 15 bytes, in the middle of a letter, too."""
+    for name, value in locale.items():
+        monkeypatch.setenv(name, value)
+    code = "import ctypes; ctypes.CDLL(None).prctl(15, bytes.fromhex('77c3b6726bc3'), 0, 0, 0);" + SLEEP[-1]
+    process = spawn([sys.executable, "-c", code])
+    rows = json.loads(udedup("ps", "--json", process.pid).stdout)
+    assert [row["pid"] for row in rows] == [process.pid] and rows[0]["comm"][0] == "w"
+    for words in (("ps", process.pid), ("watch", process.pid, "--once"),
+                  ("watch", process.pid, "--once", "--json"), ("ps", "--all")):  # fmt: skip
+        assert "Traceback" not in udedup(*words).stderr
+    assert "takes no part in any domain" in refused("unwatch", process.pid)
+
+
 def test_takes_part_where_we_do_not_look(spawn, tmp_path, monkeypatch):
     """It is not said to take no part, nor estimated as if it did."""
     process = spawn(SLEEP)

@@ -27,7 +27,9 @@ def complete_pid(_ctx: click.Context, _param: click.Parameter, begun: str) -> li
     for entry in Path("/proc").glob(f"{begun}*" if begun.isdigit() else "[0-9]*"):
         try:
             if entry.stat().st_uid == os.geteuid() and (entry / "exe").exists():
-                found.append(CompletionItem(entry.name, help=(entry / "comm").read_text().strip()))
+                found.append(
+                    CompletionItem(entry.name, help=(entry / "comm").read_text(errors="replace").strip())
+                )
         except OSError:
             continue  # it ended
     return sorted(found, key=lambda item: int(item.value))

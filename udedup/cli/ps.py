@@ -107,7 +107,7 @@ def _row(pid: int, state: str, domain: str | None, process: dict[str, Any]) -> d
 
     memory = procmem.memory(pid)
     try:
-        comm = Path(f"/proc/{pid}/comm").read_text().strip()
+        comm = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         comm = process.get("comm", "?")
     return {

@@ -80,7 +80,7 @@ def candidates(pid: int) -> list[int]:
     ranked = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
-            if (task / "comm").read_text().strip() == "udedup-agent":
+            if (task / "comm").read_text(errors="replace").strip() == "udedup-agent":
                 continue
             words = (task / "syscall").read_text().split()
         except (FileNotFoundError, ProcessLookupError):

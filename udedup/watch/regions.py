@@ -86,7 +86,7 @@ class Ledger:
 def _find(pid: int) -> str:
     """The agent has a descriptor table of its own: look at that of its thread."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        if (task / "comm").read_text().strip() != "udedup-agent":
+        if (task / "comm").read_text(errors="replace").strip() != "udedup-agent":
             continue
         for link in (task / "fd").iterdir():
             if str(link.readlink()).startswith("/memfd:udedup-ledger"):
@@ -116,7 +116,7 @@ def regions(pid: int, ledger: Ledger | None) -> list[Region]:
 
 def _heap(pid: int, maps: list[Mapping]) -> tuple[int, int]:
     """From start_brk (field 47 of stat) to the end of the last mapping called [heap]."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     start = int(fields[44])
     return start, max((m.end for m in maps if m.name == "[heap]"), default=start)
 

@@ -40,7 +40,10 @@ def stats() -> dict[str, dict[str, Any]]:
 def has_agent(pid: int) -> bool:
     """True if a thread udedup-agent runs in the process, connected or not."""
     try:
-        names = [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
+        names = [
+            (task / "comm").read_text(errors="replace").strip()
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        ]
     except OSError:
         return False
     return "udedup-agent" in names
