@@ -1,10 +1,12 @@
 """The command line of `udedup bench`."""
 
+import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
 
+from udedup.bench import procfs
 from udedup.cli import main
 
 
@@ -52,6 +54,16 @@ def test_list_names_everything():
     for name in ("gunicorn", "forkpool-freeze", "layout+ksm", "udedup-trap"):
         assert name in done.output
     assert "broken" not in done.output
+
+
+def test_names_that_are_no_text_are_passed_over():
+    """pid_named reads the names of all processes of the machine."""
+    code = "import ctypes; ctypes.CDLL(None).prctl(15, b'w\\xc3', 0, 0, 0); print(flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert procfs.pid_named("no such name") is None
+        process.communicate(b"\n")
 
 
 def test_from_something_else(tmp_path):
