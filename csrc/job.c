@@ -4,13 +4,14 @@
  * back). While the work runs nobody is inside ud__busy_enter, or it is not begun. Whatever kills the
  * holder, each page is either wholly before or wholly after its remap. fork waits for the agent's job to end, and for any of
  * mode trap: the child's copy of our state, which the kernel makes page by page, is then one of a moment at which nobody
- * changes it. What the program's own threads do in mode stop is done while the forking one is held, or by one call.
+ * changes it. What the program's own threads do in mode stop meanwhile is done while the forking one is held, or by one call.
  * Fails: j->cause_begin says why nothing was done; -errno when no holder could be made; -ECHILD when the
  * holder was killed: the ledger may then lag behind the mappings, and the agent compares them anew.
  */
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "internal.h"
 #include "kernel_signal.h"
@@ -19,11 +20,13 @@
 #define HOLD_SLICE_US 1000 /* freeze_max_us, about: shorter than the scheduler's own, so that a hold does not wait */
 #define RINGLESS_US 250000u
 #define ASK_AGAIN_US 60000000u
+#define GATE_US 50000u
+enum gated { NOT_AT_ALL, FOR_A_WHILE, IN_ANY_CASE };
 
 static atomic_int job_lock;
 /* Which fork takes, and who else must not be caught by one: the agent, and whoever has a window of mode trap. Others' fork
- * handlers run meanwhile, and may wait for a lock under which another thread of the program needs a job: that one does
- * without the gate. Always taken before the lock. Its owner may come again, by a handler. */
+ * handlers run meanwhile, and may wait for a lock under which another thread of the program needs a job: after a while that one
+ * does without the gate. Always taken before the lock. Its owner may come again, by a handler. */
 static struct {
     atomic_int word, owner;
     int depth;
@@ -36,18 +39,24 @@ static struct {
 } ringless;
 static uint64_t forker_mask; /* of the thread that forks, which is in the gate */
 
-/* Who owns a word has all signals blocked: no handler may come to want it, too. Who waits for it can be parked. */
-static void word_lock(atomic_int *word, const uint64_t *mask)
+/* Who owns a word has all signals blocked: no handler may come to want it, too. Who waits for it can be parked. 0 if it was
+ * not to be had in patience_us (0: it is waited for), below a second. */
+static int word_lock(atomic_int *word, const uint64_t *mask, uint64_t patience_us)
 {
-    uint64_t all = ~0ull, waiting = *mask | ~UD__SIGBIT(SIGURG);
+    uint64_t all = ~0ull, waiting = *mask | ~UD__SIGBIT(SIGURG), until = ud__now_us() + patience_us;
     int none = 0;
     if (atomic_compare_exchange_strong(word, &none, 1))
-        return;
+        return 1;
     while (atomic_exchange(word, 2) != 0) {
+        uint64_t now = ud__now_us();
+        if (patience_us && now >= until)
+            return 0;
+        struct timespec left = {0, (long)(until - now) * 1000};
         ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, &waiting, 0, 8);
-        ud__sys(__NR_futex, word, 0, 2, 0);
+        ud__sys(__NR_futex, word, 0, 2, patience_us ? &left : NULL);
         ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, 0, 8);
     }
+    return 1;
 }
 
 static void word_unlock(atomic_int *word)
@@ -56,13 +65,15 @@ static void word_unlock(atomic_int *word)
         ud__sys(__NR_futex, word, 1, 1);
 }
 
-static void gate_enter(const uint64_t *mask)
+/* 1 if it is to be left again. */
+static int gate_enter(const uint64_t *mask, enum gated how)
 {
-    int tid = (int)ud__sys(__NR_gettid);
-    if (atomic_load(&gate.owner) != tid || !UD__GUARD_ON(UD__GUARD_GATE))
-        word_lock(&gate.word, mask);
+    int tid = (int)ud__sys(__NR_gettid), again = atomic_load(&gate.owner) == tid && UD__GUARD_ON(UD__GUARD_GATE);
+    if (how == NOT_AT_ALL || (!again && !word_lock(&gate.word, mask, how == FOR_A_WHILE ? GATE_US : 0)))
+        return 0;
     atomic_store(&gate.owner, tid);
     gate.depth++;
+    return 1;
 }
 
 static void gate_leave(void)
@@ -73,13 +84,13 @@ static void gate_leave(void)
     word_unlock(&gate.word);
 }
 
-static void lock(uint64_t *mask, int gated)
+static int lock(uint64_t *mask, enum gated how)
 {
     uint64_t all = ~0ull;
     ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, mask, 8);
-    if (gated)
-        gate_enter(mask);
-    word_lock(&job_lock, mask);
+    int gated = gate_enter(mask, how);
+    word_lock(&job_lock, mask, 0);
+    return gated;
 }
 
 static void unlock(const uint64_t *mask, int gated)
@@ -90,7 +101,7 @@ static void unlock(const uint64_t *mask, int gated)
     ud__sys(__NR_rt_sigprocmask, SIG_SETMASK, mask, 0, 8);
 }
 
-void ud__job_lock(uint64_t *mask) { lock(mask, 1); }
+void ud__job_lock(uint64_t *mask) { lock(mask, IN_ANY_CASE); }
 
 void ud__job_unlock(const uint64_t *mask) { unlock(mask, 1); }
 
@@ -101,7 +112,7 @@ void ud__job_prefork(void)
     if (!UD__GUARD_ON(UD__GUARD_FORK))
         return;
     ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
-    gate_enter(&before);
+    gate_enter(&before, IN_ANY_CASE);
     forker_mask = before;
 }
 
@@ -330,11 +341,15 @@ void ud__job_probe(void)
     ud__job_unlock(&before);
 }
 
-/* By signals a thread cannot be held that forks. */
-static int needs_gate(const struct ud__job *j, int trap)
+/* A discard is done by single calls; who moves memory holds the forking thread, unless threads are held by signals, which are
+ * blocked there. */
+static enum gated gate_for(const struct ud__job *j, int trap)
 {
-    int signals = atomic_load(&ud__hold_way) == UD_HOLD_SIGNAL && j->kind != UD__JOB_DISCARD;
-    return trap || j->ledger || signals || !UD__GUARD_ON(UD__GUARD_GATE);
+    if (trap || j->ledger || !UD__GUARD_ON(UD__GUARD_GATE))
+        return IN_ANY_CASE;
+    if (j->kind == UD__JOB_DISCARD)
+        return NOT_AT_ALL;
+    return atomic_load(&ud__hold_way) == UD_HOLD_SIGNAL ? IN_ANY_CASE : FOR_A_WHILE;
 }
 
 int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
@@ -344,8 +359,7 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
     int trap = ud__trap_active() && (j->kind == UD__JOB_MERGE || j->kind == UD__JOB_ZERO || j->kind == UD__JOB_UNMERGE);
     if (trap)
         ud__trap_job_prepare(j);
-    int gated = needs_gate(j, trap);
-    lock(&before, gated);
+    int gated = lock(&before, gate_for(j, trap));
     int r = -ENOMEM;
     if (!j->ledger)
         ud__sleepers_begin(); /* what the agent saw of sleeping threads is of another moment */

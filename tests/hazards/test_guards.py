@@ -99,14 +99,18 @@ def test_merged_without_memory(racing: Lab) -> None:
     assert run.status == -signal.SIGSEGV, run
 
 
-@pytest.mark.parametrize("name", ["fork_purges", "fork_meets_purge"])
+@pytest.mark.parametrize("name", ["fork_purges", "fork_meets_purge", "fork_meets_move"])
 def test_fork_handlers_of_others_may_need_memory_calls(racing: Lab, name: str) -> None:
     """They run after ours, and may wait for a lock that is held by a thread that wants a job."""
     early = [racing.program("early", "-shared", "-fPIC")]
     argv: list[str | Path] = [racing.program("races"), name]
-    plain, merged = racing.plain(argv), racing.merged(argv, preload=early)
-    assert (merged.status, merged.out) == (plain.status, plain.out), merged
-    assert racing.merged(argv, preload=early, UDEDUP_TEST_GUARDS="gate").status == 5, "no deadlock"
+    plain = racing.plain(argv)
+    runs = (racing.merged(argv, preload=early) for _ in range(3))
+    run = next(run for run in runs if run.status != NOT_MERGED)
+    assert (run.status, run.out) == (plain.status, plain.out), run
+    if name != "fork_meets_move":  # (the same deadlock, but not in each run)
+        runs = (racing.merged(argv, preload=early, UDEDUP_TEST_GUARDS="gate") for _ in range(4))
+        assert any(run.status == 5 for run in runs), "no deadlock"
 
 
 def test_limits_that_are_set_during_a_merge(racing: Lab) -> None:

@@ -564,10 +564,13 @@ static void purge(void)
         CHECK(madvise(purged + i * PAGE, 4 * PAGE, MADV_DONTNEED) == 0);
 }
 
+static atomic_int steps;
+
 static void *give_up(void *arg)
 {
     (void)arg;
-    nap(20);
+    for (int before = -1; before != atomic_load(&steps); nap(8)) /* longer than a busy machine needs for a step */
+        before = atomic_load(&steps);
     _exit(5);
 }
 
@@ -596,7 +599,7 @@ static void *fork_on(void *stop)
     return NULL;
 }
 
-static void fork_meets_purge(void)
+static void fork_meets(void (*give)(void))
 {
     pthread_mutex_t mine = PTHREAD_MUTEX_INITIALIZER, *lock = dlsym(RTLD_DEFAULT, "early_mutex");
     atomic_int stop = 0;
@@ -604,16 +607,28 @@ static void fork_meets_purge(void)
     lock = lock ? lock : &mine;
     watch_for_deadlock();
     CHECK(pthread_create(&t, NULL, fork_on, &stop) == 0);
-    for (int round = 0; round < (under_udedup() ? 12 : 3); round++) {
+    for (int round = 0; round < (under_udedup() ? 6 : 1); round++) {
         purged = merged_area(256, 19 + (uint64_t)round);
+        atomic_fetch_add(&steps, 1);
         pthread_mutex_lock(lock);
-        purge();
+        give();
         pthread_mutex_unlock(lock);
         CHECK(nonzero(purged, 256 * PAGE) == 0);
     }
     atomic_store(&stop, 1);
     pthread_join(t, NULL);
 }
+
+static void fork_meets_purge(void) { fork_meets(purge); }
+
+static void move_and_purge(void)
+{
+    purged = mremap(purged, 256 * PAGE, 300 * PAGE, MREMAP_MAYMOVE);
+    CHECK(purged != MAP_FAILED);
+    purge();
+}
+
+static void fork_meets_move(void) { fork_meets(move_and_purge); }
 
 /* Segments that are mapped elsewhere than in [a, end). */
 static int mapped_beside(const char *a, const char *end)
@@ -673,7 +688,7 @@ static void limits_come_and_go(void)
     fill(a, PAGES, 7);
     fill(b, PAGES, 7);
     CHECK(pthread_create(&t, NULL, set_limits, &stop) == 0);
-    double end = now() + (under_udedup() ? 8 : 0.1);
+    double end = now() + (under_udedup() ? 4 : 0.1);
     size_t bad = 0;
     while (now() < end) {
         nap(0.2);
@@ -699,7 +714,7 @@ static void many_segments(void)
     }
 }
 
-MAIN(T(fork_meets_no_stage), T(fork_purges), T(fork_meets_purge), T(limits_come_and_go), T(many_segments), T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
+MAIN(T(fork_meets_no_stage), T(fork_purges), T(fork_meets_purge), T(fork_meets_move), T(limits_come_and_go), T(many_segments), T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
      T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
      T(protect_race), T(opens_ahead), T(thread_race), T(grows_down), T(grows_down_fixed), T(free_race),
      T(given_back), T(put_in_place), T(at_the_limit), T(at_the_limit_at_once), T(calls_by_turns), T(proc_race))
