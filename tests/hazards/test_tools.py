@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hazards.lab import Lab
+from hazards.lab import NOT_MERGED, Lab
 
 
 def need(tool: str) -> str:
@@ -96,12 +96,12 @@ def test_under_gdb(lab: Lab) -> None:
     assert "wrong 0 enough 1" in run.out and "exited normally" in run.out, run
 
 
-def test_gdb_attaches_while_merging(lab: Lab) -> None:
-    gdb = need("gdb")
-    program = lab.program("processes")
+def attached_by_gdb(lab: Lab, gdb: str) -> tuple[int, str]:
+    """Status and output of a program that gdb has looked at and left."""
     child = subprocess.Popen(
-        [str(program), "stores_are_kept"], env=lab.environment(), stdout=subprocess.PIPE, text=True
-    )
+        [str(lab.program("processes")), "stores_are_kept"],
+        env=lab.environment(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         time.sleep(1.0)
         attached = subprocess.run(
@@ -112,7 +112,14 @@ def test_gdb_attaches_while_merging(lab: Lab) -> None:
         out, _ = child.communicate(timeout=60)
     finally:
         child.kill()
-    assert child.returncode == 0 and out == "bad 0\nbad 0\nbad 0\ndone\n", out
+    return child.returncode, out
+
+
+def test_gdb_attaches_while_merging(lab: Lab) -> None:
+    gdb = need("gdb")
+    ends = (attached_by_gdb(lab, gdb) for _ in range(3))
+    # nothing is merged while gdb is there, which on a busy machine is long
+    assert next(end for end in ends if end[0] != NOT_MERGED) == (0, "bad 0\nbad 0\nbad 0\ndone\n")
 
 
 def test_under_strace(lab: Lab, tmp_path: Path) -> None:
