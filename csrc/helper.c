@@ -3,7 +3,8 @@
  * Why a process and not a thread: it may ptrace the threads of ours, and it has signal handlers of its
  * own. Why short-lived: tools that sum processes would count the memory twice, and exec would orphan it.
  *
- * Guarantees: whom the program lets trace it may do so again afterwards; exit signal 0, so wait(2) of the program never sees it; it dies with its starter; its end is
+ * Guarantees: whom the program lets trace it may do so again afterwards; exit signal 0, so wait(2) of the program
+ * never sees it; it dies with its starter; its end is
  * told by a word in our memory, so a program that reaps it with __WALL does not confuse us. One that is stopped
  * (SIGSTOP to a process group, of which only the program is continued) is killed: it may be holding everybody.
  * Async-signal-safe.

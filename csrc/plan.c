@@ -408,8 +408,9 @@ int64_t ud_planner_timer(struct ud_planner *p, int64_t now)
     for (uint32_t i = 1; i < p->session_room; i++)
         if (p->sessions[i] && next_look(p->sessions[i]) < first)
             first = next_look(p->sessions[i]);
-    if (next_expiry(p) < first)
-        first = next_expiry(p);
+    int64_t expiry = next_expiry(p);
+    if (expiry < first)
+        first = expiry;
     if (first == INT64_MAX || p->conf.run != 1)
         return -1;
     return first > now ? first - now : 0;

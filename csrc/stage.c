@@ -8,7 +8,8 @@
  * stage stays whole behind them (MREMAP_DONTUNMAP), so that nobody else can be given a place that is about to be unmapped.
  * Where both lie alike in huge pages, a part of the page table moves as one entry.
  *
- * Guarantees: a stage is never in a forked child, but for a part whose holder was killed, or that a clone(2) by hand copied. ud__stage_move either moves
+ * Guarantees: a stage is never in a forked child, but for a part whose holder was killed, or that a clone(2) by hand
+ * copied. ud__stage_move either moves
  * all of the range or says so; in between nobody sees the range half done but a thread that is not held, so it is for
  * holds only.
  * Fails: no stage (at NULL) where the kernel refuses to map, or the address space is limited: slots are read then. Not movable
