@@ -11,7 +11,7 @@
 #include "internal.h"
 
 #ifdef UD_TEST
-UD_HIDDEN unsigned ud__guards_off;
+UD_HIDDEN uint64_t ud__guards_off;
 UD_HIDDEN uint64_t ud__gap_us;
 
 void ud__test_gap(void)

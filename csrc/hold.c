@@ -19,7 +19,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#include "internal.h"
+#include "sleepers.h"
 
 #define PT_CONT 7
 #define PT_DETACH 17
@@ -248,7 +248,7 @@ static void look_at_registers(struct ud__hold *h, struct ud__held *t)
     if (UD__GUARD_ON(UD__GUARD_EINTR) && (long)regs.orig_ax >= 0 && (long)regs.ax == -EINTR &&
         regs.orig_ax != __NR_close) {
         unsigned long *args[6] = {&regs.di, &regs.si, &regs.dx, &regs.r10, &regs.r8, &regs.r9};
-        ud__sleepers_shorten(h->pid, t->tid, regs.orig_ax, regs.sp, args);
+        ud__sleepers_shorten(h, t->tid, regs.orig_ax, regs.sp, args);
         ud__timed_note(t->tid, regs.orig_ax, regs.sp);
         regs.ax = (unsigned long)-514l; /* ERESTARTNOHAND */
         h->repairs += pt(PT_SETREGSET, t->tid, 1, &iov) == 0;
@@ -334,6 +334,7 @@ static void detach_all(struct ud__hold *h)
 static int trace_all(struct ud__hold *h)
 {
     signals_for_holder();
+    ud__test_gap(); /* sleeps begun from here on the agent has not seen */
     int r = hold_all(h);
     for (int i = 0; i < h->count; i++)
         if (h->t[i].state == UD__T_STOPPED)

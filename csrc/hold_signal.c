@@ -19,12 +19,13 @@
  */
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <ucontext.h>
 
-#include "internal.h"
 #include "kernel_signal.h"
 #include "restart.h"
+#include "sleepers.h"
 
 #define FUTEX_WAIT_PRIVATE 128
 #define FUTEX_WAKE_PRIVATE 129
@@ -78,17 +79,28 @@ static void park(struct slot *s, uint32_t now, const ucontext_t *uc)
         ud__sys(__NR_futex, &epoch, FUTEX_WAIT_PRIVATE, now, 0);
 }
 
-/* All signals are blocked in it. A SIGURG of somebody else's would have been ignored: it is. */
+/* How often this thread has given up its CPU: asleep in the call that was interrupted it did so for the last time. */
+static uint64_t own_switches(void)
+{
+    struct rusage use = {0};
+    ud__sys(__NR_getrusage, RUSAGE_THREAD, &use);
+    return (uint64_t)use.ru_nvcsw;
+}
+
+/* All signals are blocked in it. A SIGURG of somebody else's would have been ignored: it is. What was noted of the thread
+ * is asked for first: once the others are let go, the agent may be looking for the next time already. */
 static void on_urgent(int sig, siginfo_t *info, void *context)
 {
     (void)sig, (void)info;
     uint32_t now = atomic_load(&epoch);
     int tid = (int)ud__sys(__NR_gettid);
     struct slot *s = slot_of(tid);
+    struct ud__sleep was;
+    int noted = ud__sleepers_of(tid, own_switches(), &was);
     if (s && now & 1 && atomic_load(&s->parked) != now)
         park(s, now, context);
     if (UD__GUARD_ON(UD__GUARD_EINTR))
-        ud__restart_call(tid, context, s ? &s->left : NULL);
+        ud__restart_call(tid, context, noted ? &was : NULL, s ? &s->left : NULL);
 }
 
 /* ---- the starter ------------------------------------------------------------------------------------ */
@@ -407,6 +419,7 @@ static void try_calls(void)
         return;
     atomic_fetch_add(&calls_tried, 1);
     ud__sys(__NR_gettid);
+    own_switches();
     ud__sys(__NR_rt_sigpending, &set, 8);
     ud__sys(__NR_rt_sigaction, SIGURG, 0, &a, 8);
     ud__sys(__NR_clock_gettime, CLOCK_MONOTONIC, &(struct timespec){0});

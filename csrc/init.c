@@ -18,7 +18,7 @@ static void read_guards(const char *list)
 {
     static const struct {
         const char *name;
-        unsigned bit;
+        uint64_t bit;
     } names[] = {{"busy", UD__GUARD_BUSY}, {"mapcheck", UD__GUARD_MAPCHECK}, {"compare", UD__GUARD_COMPARE},
                  {"hold", UD__GUARD_HOLD}, {"bitfirst", UD__GUARD_BITFIRST}, {"eintr", UD__GUARD_EINTR},
                  {"lastpage", UD__GUARD_LASTPAGE}, {"pinned", UD__GUARD_PINNED}, {"fork", UD__GUARD_FORK}, {"open", UD__GUARD_OPEN},
@@ -29,7 +29,9 @@ static void read_guards(const char *list)
                  {"halfway", UD__GUARD_HALFWAY}, {"copyback", UD__GUARD_COPYBACK},
                  {"short", UD__GUARD_SHORT}, {"ballast", UD__GUARD_BALLAST}, {"number", UD__GUARD_NUMBER},
                  {"mapped", UD__GUARD_MAPPED}, {"staged", UD__GUARD_STAGED},
-                 {"limits", UD__GUARD_LIMITS}, {"gate", UD__GUARD_GATE}};
+                 {"limits", UD__GUARD_LIMITS}, {"gate", UD__GUARD_GATE},
+                 {"offset", UD__GUARD_OFFSET}, {"stolen", UD__GUARD_STOLEN},
+                 {"switches", UD__GUARD_SWITCHES}};
     for (size_t i = 0; list && i < sizeof names / sizeof *names; i++)
         if (strstr(list, names[i].name))
             ud__guards_off |= names[i].bit;

@@ -60,13 +60,15 @@ enum ud__guard {
     UD__GUARD_BAR = 1 << 16, UD__GUARD_OPENERS = 1 << 17, UD__GUARD_DOWN = 1 << 18, UD__GUARD_FREE = 1 << 19,
     UD__GUARD_LISTED = 1 << 20, UD__GUARD_COPYBACK = 1 << 21, UD__GUARD_BALLAST = 1 << 22, UD__GUARD_NUMBER = 1 << 23,
     UD__GUARD_MAPPED = 1 << 26, UD__GUARD_STAGED = 1 << 27,
-    UD__GUARD_LIMITS = 1 << 28, UD__GUARD_GATE = 1 << 29,
+    UD__GUARD_LIMITS = 1 << 28, UD__GUARD_GATE = 1 << 29, UD__GUARD_OFFSET = 1 << 30,
+    UD__GUARD_SWITCHES = 1ull << 32,
     /* No guards, but failures that the test library plays when they are "switched off": */
     UD__GUARD_HALFWAY = 1 << 24, /* a kernel without memory half-way through mremap */
-    UD__GUARD_SHORT = 1 << 25    /* lists of threads that end early */
+    UD__GUARD_SHORT = 1 << 25,   /* lists of threads that end early */
+    UD__GUARD_STOLEN = 1u << 31  /* a hypervisor that takes CPU time */
 };
 #ifdef UD_TEST
-extern UD_HIDDEN unsigned ud__guards_off;
+extern UD_HIDDEN uint64_t ud__guards_off;
 extern UD_HIDDEN uint64_t ud__gap_us;
 #define UD__GUARD_ON(g) (!(ud__guards_off & (g)))
 void ud__test_gap(void) UD_HIDDEN; /* sleeps UDEDUP_TEST_DELAY_US where a missing guard leaves a gap */
@@ -236,20 +238,6 @@ void ud__park_release(void) UD_HIDDEN;
 void ud__park_forked(void) UD_HIDDEN;
 /* Which of the causes of a refused hold it was, in words; NULL if the cause says it all. */
 const char *ud__park_words(void) UD_HIDDEN;
-
-/* ---- sleepers.c: relative timeouts of calls that are started again ---------------------------------------------- */
-
-void ud__sleepers_begin(void) UD_HIDDEN;
-void ud__timed_note(int tid, unsigned long nr, uint64_t sp) UD_HIDDEN;    /* its socket has a timeout of its own */
-int ud__timed_asleep(int tid, unsigned long nr, uint64_t sp) UD_HIDDEN;
-/* args: six arguments, stack pointer, program counter. 0, or -errno if what is left of a timeout will not be known. */
-int ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const uint64_t *args, int by_signal) UD_HIDDEN;
-void ud__sleepers_shorten(int pid, int tid, unsigned long nr, uint64_t sp, unsigned long **args) UD_HIDDEN;
-struct timespec;
-void ud__sleepers_shorten_here(int tid, unsigned long nr, uint64_t sp, unsigned long **args, struct timespec *place) UD_HIDDEN;
-void ud__sleepers_add(int tid, unsigned long nr, const uint64_t *args) UD_HIDDEN; /* whose sleep has just begun */
-/* The number of the call that the thread was seen asleep in at this place, and its first argument; -1 if none. */
-long ud__sleepers_call(int tid, uint64_t sp, uint64_t pc, uint64_t *first) UD_HIDDEN;
 
 #define UD__DONTNEED_LOCKED 24 /* madvise */
 #define UD__GUARD_INSTALL 102

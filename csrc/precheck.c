@@ -15,6 +15,7 @@
 
 #include "internal.h"
 #include "restart.h"
+#include "sleepers.h"
 
 static int moves_bytes(unsigned long nr, const uint64_t *args)
 {
@@ -70,7 +71,7 @@ static int shows(const struct look *l, int tid, unsigned long nr, const uint64_t
     if (kind == UD__CALL_SHOWS || (kind == UD__CALL_MENDED && l->ambiguous))
         return 1;
     if (l->again && kind == UD__CALL_MENDED) { /* asleep since the first look, or it is known: all of its time is left */
-        ud__sleepers_add(tid, nr, args);
+        ud__sleepers_add(l->taskfd, tid, nr, args);
         return 0;
     }
     return kind == UD__CALL_MENDED && ud__sleepers_note(l->taskfd, l->self_tid, tid, nr, args, 1) != 0;

@@ -21,9 +21,9 @@
 #include <signal.h>
 #include <sys/socket.h>
 
-#include "internal.h"
 #include "kernel_signal.h"
 #include "restart.h"
+#include "sleepers.h"
 
 #define NR_EPOLL_PWAIT2 441
 #define FUTEX_COMMAND 0x7f
@@ -141,6 +141,12 @@ static int same_page(const uint8_t *code, unsigned bytes) { return ((uint64_t)co
 
 int ud__restart_is_ambiguous(void) { return atomic_load(&ambiguous); }
 
+/* The number of the call that the thread was seen asleep in at this place; -1 if none. */
+static long number_noted(const struct ud__sleep *was, uint64_t sp, uint64_t pc)
+{
+    return was && was->sp == sp && was->pc == pc ? (long)was->nr : -1;
+}
+
 #if defined(__x86_64__)
 
 #define PC(uc) (uc)->uc_mcontext.gregs[REG_RIP]
@@ -173,12 +179,12 @@ static void arguments(ucontext_t *uc, unsigned long *at[6])
         at[i] = (unsigned long *)&uc->uc_mcontext.gregs[regs[i]];
 }
 
-static long call_number(int tid, ucontext_t *uc, const uint8_t *code)
+static long call_number(const struct ud__sleep *was, ucontext_t *uc, const uint8_t *code)
 {
     long nr = number_before(code);
     if (nr < 0)
         nr = number_kept(uc, code);
-    return nr >= 0 ? nr : ud__sleepers_call(tid, ud__uc_sp(uc), (uint64_t)PC(uc), NULL);
+    return nr >= 0 ? nr : number_noted(was, ud__uc_sp(uc), (uint64_t)PC(uc));
 }
 
 static void make_again(ucontext_t *uc, long nr)
@@ -205,14 +211,13 @@ static void arguments(ucontext_t *uc, unsigned long *at[6])
 }
 
 /* The number is still in x8; the first argument gave way to the result, only the agent has seen it. */
-static long call_number(int tid, ucontext_t *uc, const uint8_t *code)
+static long call_number(const struct ud__sleep *was, ucontext_t *uc, const uint8_t *code)
 {
-    uint64_t first;
-    long nr = ud__sleepers_call(tid, ud__uc_sp(uc), PC(uc), &first);
+    long nr = number_noted(was, ud__uc_sp(uc), PC(uc));
     (void)code;
     if (nr < 0 || nr != (long)uc->uc_mcontext.regs[8])
         return -1;
-    RESULT(uc) = (long)first;
+    RESULT(uc) = (long)was->first;
     return nr;
 }
 
@@ -235,10 +240,10 @@ static enum ud__call kind_of(long nr, unsigned long *const at[6])
 }
 
 /* Ended with EINTR, by our signal as far as can be told. */
-static void mend(int tid, ucontext_t *uc, const uint8_t *code, uint64_t mask, struct timespec *place)
+static void mend(int tid, ucontext_t *uc, const uint8_t *code, uint64_t mask, const struct ud__sleep *was, struct timespec *place)
 {
     unsigned long *at[6];
-    long result = RESULT(uc), nr = call_number(tid, uc, code);
+    long result = RESULT(uc), nr = call_number(was, uc, code);
     arguments(uc, at);
     enum ud__call kind = kind_of(nr, at);
     int timed = kind == UD__CALL_RESTARTS && has_timeout((unsigned long)nr, (int)*at[0]);
@@ -248,12 +253,12 @@ static void mend(int tid, ucontext_t *uc, const uint8_t *code, uint64_t mask, st
     }
     if (timed) /* its time begins anew: once */
         ud__timed_note(tid, (unsigned long)nr, ud__uc_sp(uc));
-    if (place)
-        ud__sleepers_shorten_here(tid, (unsigned long)nr, ud__uc_sp(uc), at, place);
+    if (was && place && (long)was->nr == nr)
+        ud__sleepers_shorten_here(was, ud__uc_sp(uc), at, place);
     make_again(uc, nr);
 }
 
-void ud__restart_call(int tid, ucontext_t *uc, struct timespec *place)
+void ud__restart_call(int tid, ucontext_t *uc, const struct ud__sleep *was, struct timespec *place)
 {
     const uint8_t *code = (const uint8_t *)PC(uc);
     uint64_t mask;
@@ -261,7 +266,7 @@ void ud__restart_call(int tid, ucontext_t *uc, struct timespec *place)
     __builtin_memcpy(&mask, &uc->uc_sigmask, 8);
     arguments(uc, at);
     if (RESULT(uc) == -EINTR && same_page(code, SYSCALL_BYTES) && is_syscall(code - SYSCALL_BYTES)) {
-        mend(tid, uc, code - SYSCALL_BYTES, mask, place);
+        mend(tid, uc, code - SYSCALL_BYTES, mask, was, place);
     } else if (is_syscall(code) && kind_of(restarting(uc), at) == UD__CALL_RESTARTS &&
                eintr_is_owed(mask, UD__CALL_RESTARTS)) {
         PC(uc) += SYSCALL_BYTES;

@@ -21,8 +21,11 @@ int ud__restart_ambiguous(void) __attribute__((visibility("hidden")));
 int ud__restart_is_ambiguous(void) __attribute__((visibility("hidden"))); /* what it said last */
 
 /* In the handler, all signals blocked, as the last thing: lets what the thread was in go on, unless a signal of the
- * program's is about to be taken. place: where a shortened timeout is kept until the call is made. */
-void ud__restart_call(int tid, ucontext_t *uc, struct timespec *place) __attribute__((visibility("hidden")));
+ * program's is about to be taken. was: what was noted of it (sleepers.h), as the handler began; or NULL. place: where a
+ * shortened timeout is kept until the call is made. */
+struct ud__sleep;
+void ud__restart_call(int tid, ucontext_t *uc, const struct ud__sleep *was, struct timespec *place)
+    __attribute__((visibility("hidden")));
 
 static inline uint64_t ud__uc_sp(const ucontext_t *uc)
 {

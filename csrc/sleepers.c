@@ -7,35 +7,36 @@
  * Where a signal stops the threads (hold_signal.c) it keeps the time of none of them, but select and ppoll; the thread itself
  * then shortens the timeout, in its handler.
  *
+ * What was noted of a thread is true as long as it has not slept anew since: how often it gave up its CPU tells. Else
+ * a loop that sleeps again and again at one place, or a stop by somebody else in between, would be taken for one sleep.
+ *
  * Guarantees: a timeout is late by some milliseconds at most for each stop, never early.
  * Timeouts set on a socket (SO_RCVTIMEO) are in nobody's registers: such a call begins anew once, is known by its EINTR from
  * then on, and batches are put off until it has ended.
- * Fails: without /proc/.../sched, or past SLEEPERS_MAX such threads, the full time begins again.
+ * Fails: without /proc/.../sched, past SLEEPERS_MAX such threads, or asleep since the look only, the full time begins again.
  */
 #include <fcntl.h>
 #include <sys/uio.h>
-#include <time.h>
 
-#include "internal.h"
+#include "sleepers.h"
 
 #define SLEEPERS_MAX 256
 #define BELOW_STACK 1024 /* past the red zone */
 
-static struct sleeper {
-    int tid;
-    unsigned long nr;
-    uint64_t sp, pc, first; /* its first argument */
-    uint64_t since_us;      /* CLOCK_MONOTONIC; 0 unknown */
-} sleepers[SLEEPERS_MAX];
-static int count;
+/* A thread reads its own in a handler, while the agent may be writing: `tid` is 0 meanwhile. */
+static struct ud__sleep sleeps[SLEEPERS_MAX];
+static atomic_int count;
 
 /* CLOCK_MONOTONIC less the scheduler's clock of one CPU. That clock leaves out stolen time, so it only falls behind:
- * an offset of now puts a sleep's beginning too late, if anything, and the timeout is never early. */
+ * an offset taken after a sleep began puts its beginning too late, if anything, and the timeout is never early. */
 static struct {
     int cpu;
     int64_t us;
-    uint64_t at_us;
+    uint64_t at_us, at_sched_us; /* when it was taken, by either clock */
 } offset = {.cpu = -1};
+
+#define UNKNOWN (~0ull)
+#define SLEWED 1024 /* the clocks' speeds differ by 1/2000 at most (adjtimex): what is counted of a sleep is less by more */
 
 enum timeout { NO_TIMEOUT, IN_MS, IN_TIMESPEC };
 
@@ -151,23 +152,56 @@ static long task_file(int taskfd, int tid, const char *file, char *buf, size_t c
     return n;
 }
 
-/* "se.exec_start : 912170.051361" (ms): when the thread was last put on or taken off a CPU. 0 if unknown. */
-static uint64_t exec_start_us(int taskfd, int tid)
+/* Tests: a hypervisor that takes the last 20 ms out of 60. */
+static uint64_t less_stolen(uint64_t us)
 {
-    char buf[512];
+    uint64_t in = us % 60000;
+    return UD__GUARD_ON(UD__GUARD_STOLEN) ? us : us / 60000 * 40000 + (in < 40000 ? in : 40000);
+}
+
+struct sched {
+    uint64_t exec_start_us; /* when it was last put on or taken off a CPU, by that CPU's clock */
+    uint64_t switches;      /* how often it gave up its CPU by itself */
+};
+
+/* Behind "key   :" at the start of a line; NULL if there is no such line. */
+static const char *value_of(const char *s, const char *key)
+{
+    size_t n = 0;
+    while (key[n])
+        n++;
+    for (; *s; s++) {
+        const char *at = s;
+        for (size_t i = 0; i < n && *at == key[i]; i++)
+            at++;
+        if ((size_t)(at - s) == n && (*at == ' ' || *at == ':')) {
+            while (*at == ' ' || *at == ':')
+                at++;
+            return at;
+        }
+        while (*s && *s != '\n')
+            s++;
+        if (!*s)
+            break;
+    }
+    return NULL;
+}
+
+/* "se.exec_start : 912170.051361" (ms), "nr_voluntary_switches : 7". 0, or -1 if it does not tell. */
+static int read_sched(int taskfd, int tid, struct sched *out)
+{
+    char buf[3072]; /* with schedstats they are thirty lines apart */
     if (task_file(taskfd, tid, "/sched", buf, sizeof buf) <= 0)
-        return 0;
-    const char *s = buf;
-    while (*s && !(s[0] == '\n' && s[1] == 's' && s[2] == 'e' && s[3] == '.'))
-        s++;
-    while (*s && *s != ':')
-        s++;
-    while (*s == ':' || *s == ' ')
-        s++;
+        return -1;
+    const char *s = value_of(buf, "se.exec_start"), *switches = value_of(buf, "nr_voluntary_switches");
+    if (!s || !switches)
+        return -1;
     uint64_t us = ud__get_dec(&s) * 1000;
     if (*s++ != '.')
-        return 0;
-    return us + (uint64_t)(s[0] - '0') * 100 + (uint64_t)(s[1] - '0') * 10 + (uint64_t)(s[2] - '0');
+        return -1;
+    us += (uint64_t)(s[0] - '0') * 100 + (uint64_t)(s[1] - '0') * 10 + (uint64_t)(s[2] - '0');
+    *out = (struct sched){less_stolen(us), ud__get_dec(&switches)};
+    return 0;
 }
 
 /* Field 39 of stat, counted from behind the name. -1 if unknown. */
@@ -186,11 +220,18 @@ static int last_cpu(int taskfd, int tid)
     return *s ? (int)ud__get_dec(&s) : -1;
 }
 
+/* The last offset serves for who slept already when it was taken: time may have been stolen since. */
+static int offset_serves(int cpu, uint64_t since_sched_us, uint64_t now)
+{
+    return offset.cpu == cpu && now - offset.at_us < 100000 &&
+           (since_sched_us <= offset.at_sched_us || !UD__GUARD_ON(UD__GUARD_OFFSET));
+}
+
 /* Goes to that CPU for a moment and compares its clock with ours. 0, or -errno. */
-static int learn_offset(int taskfd, int self_tid, int cpu)
+static int learn_offset(int taskfd, int self_tid, int cpu, uint64_t since_sched_us)
 {
     uint64_t before[16] = {0}, one[16] = {0}, now = ud__now_us();
-    if (offset.cpu == cpu && now - offset.at_us < 100000)
+    if (offset_serves(cpu, since_sched_us, now))
         return 0;
     if (cpu < 0 || cpu >= (int)sizeof one * 8)
         return -EINVAL;
@@ -201,18 +242,32 @@ static int learn_offset(int taskfd, int self_tid, int cpu)
     if (r < 0)
         return (int)r;
     ud__sleep_us(20); /* put off and on again: our own exec_start is of now */
-    uint64_t mine = exec_start_us(taskfd, self_tid);
+    struct sched mine;
+    int known = read_sched(taskfd, self_tid, &mine) == 0;
     now = ud__now_us();
     ud__sys(__NR_sched_setaffinity, 0, sizeof before, before);
-    if (!mine)
+    if (!known)
         return -ENOENT;
     offset.cpu = cpu;
-    offset.us = (int64_t)(now - mine);
+    offset.us = (int64_t)(now - mine.exec_start_us);
     offset.at_us = now;
+    offset.at_sched_us = mine.exec_start_us;
     return 0;
 }
 
-void ud__sleepers_begin(void) { count = 0; }
+void ud__sleepers_begin(void) { atomic_store(&count, 0); }
+
+static void keep(const struct ud__sleep *what)
+{
+    int i = atomic_load(&count);
+    struct ud__sleep *s = &sleeps[i];
+    int tid = what->tid;
+    atomic_store(&s->tid, 0);
+    s->nr = what->nr, s->sp = what->sp, s->pc = what->pc, s->first = what->first;
+    s->since_us = what->since_us, s->switches = what->switches;
+    atomic_store(&s->tid, tid);
+    atomic_store(&count, i + 1);
+}
 
 int ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const uint64_t *args, int by_signal)
 {
@@ -222,51 +277,62 @@ int ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const
         kind = NO_TIMEOUT;
     if (kind == NO_TIMEOUT && !by_signal)
         return 0;
-    if (count == SLEEPERS_MAX)
+    if (atomic_load(&count) == SLEEPERS_MAX)
         return -ENOSPC;
-    struct sleeper s = {.tid = tid, .nr = nr, .sp = args[6], .pc = args[7], .first = args[0]};
-    uint64_t at = kind != NO_TIMEOUT ? exec_start_us(taskfd, tid) : 0;
-    if (at && learn_offset(taskfd, self_tid, last_cpu(taskfd, tid)) == 0)
-        s.since_us = at + (uint64_t)offset.us;
-    sleepers[count++] = s;
+    struct ud__sleep s = {.tid = tid, .nr = nr, .sp = args[6], .pc = args[7], .first = args[0], .switches = UNKNOWN};
+    struct sched its;
+    if (read_sched(taskfd, tid, &its) == 0) {
+        s.switches = its.switches;
+        if (kind != NO_TIMEOUT && learn_offset(taskfd, self_tid, last_cpu(taskfd, tid), its.exec_start_us) == 0)
+            s.since_us = its.exec_start_us + (uint64_t)offset.us;
+    }
+    keep(&s);
     return kind == NO_TIMEOUT || s.since_us ? 0 : -ENOENT;
 }
 
-void ud__sleepers_add(int tid, unsigned long nr, const uint64_t *args)
+static const struct ud__sleep *sleep_of(int tid)
 {
-    if (ud__sleepers_call(tid, args[6], args[7], NULL) != (long)nr && count < SLEEPERS_MAX)
-        sleepers[count++] = (struct sleeper){.tid = tid, .nr = nr, .sp = args[6], .pc = args[7], .first = args[0]};
-}
-
-static const struct sleeper *sleeper_of(int tid)
-{
-    for (int i = count - 1; i >= 0; i--) /* the last look counts */
-        if (sleepers[i].tid == tid)
-            return &sleepers[i];
+    for (int i = atomic_load(&count) - 1; i >= 0; i--) /* the last look counts */
+        if (atomic_load(&sleeps[i].tid) == tid)
+            return &sleeps[i];
     return NULL;
 }
 
-long ud__sleepers_call(int tid, uint64_t sp, uint64_t pc, uint64_t *first)
+void ud__sleepers_add(int taskfd, int tid, unsigned long nr, const uint64_t *args)
 {
-    const struct sleeper *s = sleeper_of(tid);
-    if (!s || s->sp != sp || s->pc != pc)
-        return -1;
-    if (first)
-        *first = s->first;
-    return (long)s->nr;
+    const struct ud__sleep *known = sleep_of(tid);
+    struct sched its;
+    struct ud__sleep s = {.tid = tid, .nr = nr, .sp = args[6], .pc = args[7], .first = args[0], .switches = UNKNOWN};
+    if (read_sched(taskfd, tid, &its) == 0)
+        s.switches = its.switches;
+    if (!(known && known->nr == nr && known->switches == s.switches) && atomic_load(&count) < SLEEPERS_MAX)
+        keep(&s);
+}
+
+int ud__sleepers_of(int tid, uint64_t switches, struct ud__sleep *out)
+{
+    const struct ud__sleep *s = sleep_of(tid);
+    if (!s)
+        return 0;
+    *out = (struct ud__sleep){.tid = tid, .nr = s->nr, .sp = s->sp, .pc = s->pc, .first = s->first};
+    out->since_us = s->since_us, out->switches = s->switches;
+    if (atomic_load(&s->tid) != tid)
+        return 0;
+    return out->switches == switches || out->switches == UNKNOWN || !UD__GUARD_ON(UD__GUARD_SWITCHES);
 }
 
 /* How long it has slept in this call; 0 if that is not known. */
-static uint64_t slept_us(int tid, unsigned long nr, uint64_t sp)
+static uint64_t slept_us(const struct ud__sleep *s, unsigned long nr, uint64_t sp)
 {
-    const struct sleeper *s = sleeper_of(tid);
     uint64_t now = ud__now_us();
-    return s && s->since_us && s->nr == nr && s->sp == sp && now > s->since_us ? now - s->since_us : 0;
+    if (!s || !s->since_us || s->nr != nr || s->sp != sp || now <= s->since_us)
+        return 0;
+    return (now - s->since_us) - (now - s->since_us) / SLEWED;
 }
 
 static void less(struct timespec *ts, uint64_t slept)
 {
-    uint64_t us = (uint64_t)ts->tv_sec * 1000000 + (uint64_t)ts->tv_nsec / 1000;
+    uint64_t us = (uint64_t)ts->tv_sec * 1000000 + ((uint64_t)ts->tv_nsec + 999) / 1000;
     us = us > slept ? us - slept : 0;
     *ts = (struct timespec){(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
 }
@@ -295,24 +361,28 @@ static int shorten_timespec(int pid, uint64_t sp, unsigned long *arg, uint64_t s
     return 0;
 }
 
-/* In a hold: args are the six registers of the call that will be started again. */
-void ud__sleepers_shorten(int pid, int tid, unsigned long nr, uint64_t sp, unsigned long **args)
+/* In a hold: args are the six registers of the call that will be started again. The stop is one switch more. */
+void ud__sleepers_shorten(const struct ud__hold *h, int tid, unsigned long nr, uint64_t sp, unsigned long **args)
 {
     int arg;
+    struct sched its;
+    struct ud__sleep s;
     enum timeout kind = timeout_of(nr, *args[1], 0, &arg);
-    uint64_t slept = kind == NO_TIMEOUT ? 0 : slept_us(tid, nr, sp);
+    if (kind == NO_TIMEOUT || read_sched(h->taskfd, tid, &its) || !ud__sleepers_of(tid, its.switches - 1, &s))
+        return;
+    uint64_t slept = slept_us(&s, nr, sp);
     if (slept && kind == IN_MS)
         shorten_ms(args[arg], slept);
     else if (slept && *args[arg])
-        shorten_timespec(pid, sp, args[arg], slept);
+        shorten_timespec(h->pid, sp, args[arg], slept);
 }
 
 /* The same in the thread itself, in a handler. */
-void ud__sleepers_shorten_here(int tid, unsigned long nr, uint64_t sp, unsigned long **args, struct timespec *place)
+void ud__sleepers_shorten_here(const struct ud__sleep *was, uint64_t sp, unsigned long **args, struct timespec *place)
 {
     int arg;
-    enum timeout kind = timeout_of(nr, *args[1], 1, &arg);
-    uint64_t slept = kind == NO_TIMEOUT ? 0 : slept_us(tid, nr, sp);
+    enum timeout kind = timeout_of(was->nr, *args[1], 1, &arg);
+    uint64_t slept = kind == NO_TIMEOUT ? 0 : slept_us(was, was->nr, sp);
     if (!slept)
         return;
     if (kind == IN_MS) {

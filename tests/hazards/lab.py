@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -118,12 +119,17 @@ class Lab:
 
     @contextlib.contextmanager
     def churning(self, seconds: float = 0.03) -> Iterator[None]:
-        """While inside, everything is unmerged and merged again about every `seconds`."""
+        """While inside, everything is unmerged and merged again about every `seconds`.
+
+        Now and then it stays merged for longer: a busy machine would never come to merge it whole.
+        """
         stop = threading.Event()
 
         def churn() -> None:
             with Client(self.domain) as client:
-                while not stop.wait(seconds):
+                for turn in itertools.count():
+                    if stop.wait(seconds if turn % 16 else 10 * seconds):
+                        break
                     for value in (2, 1):
                         with contextlib.suppress(UdedupError):
                             client.request("set", knobs={"run": value})

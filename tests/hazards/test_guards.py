@@ -229,7 +229,16 @@ def hangs_at_last(lab: Lab, argv: list[str | Path], guard: str) -> bool:
         except AssertionError as error:
             assert "hangs" in str(error)
             return True
+        finally:
+            kill_all(Path(argv[-2]))
     return False
+
+
+def kill_all(program: Path) -> None:
+    """A helper that was stopped in its first instructions outlives a program that does not look after it."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        if runs(entry, program):
+            os.kill(int(entry.name), signal.SIGKILL)
 
 
 def test_parked_for_ever_if_the_starter_does_not_let_go(racing: Lab) -> None:
@@ -266,6 +275,12 @@ def children(process: Path) -> list[str]:
     return found
 
 
+def runs(process: Path, program: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return (process / "exe").readlink() == program
+    return False
+
+
 def until_some(hit: list[int], once: Callable[[], object]) -> None:
     """A holder lives for a millisecond: on a busy machine the hunter may come too late for all of one run."""
     for _ in range(5):
@@ -287,7 +302,7 @@ def killing_holders(program: Path, how: int = signal.SIGKILL) -> Iterator[list[i
             if stop.is_set():
                 return
             if turn % 50 == 0:
-                programs = [entry for entry in Path("/proc").glob("[0-9]*") if is_program(entry)]
+                programs = [entry for entry in Path("/proc").glob("[0-9]*") if runs(entry, program)]
             for child in itertools.chain.from_iterable(map(children, programs)):
                 with contextlib.suppress(OSError):
                     if Path(f"/proc/{child}/comm").read_text() == "udedup-agent\n":
@@ -295,11 +310,6 @@ def killing_holders(program: Path, how: int = signal.SIGKILL) -> Iterator[list[i
                         time.sleep(random.random() * random.choice((0.0, 0.0005, 0.001, 0.004)))
                         os.kill(int(child), how)
                         killed.append(int(child))
-
-    def is_program(entry: Path) -> bool:
-        with contextlib.suppress(OSError):
-            return (entry / "exe").readlink() == program
-        return False
 
     with ThreadPoolExecutor(1) as pool:
         hunting = pool.submit(hunt)
@@ -329,6 +339,26 @@ def test_sleeping_calls_see_interruptions_without_the_repair(racing: Lab, how: s
     if how == "signal":
         argv = refused(racing, "syscalls", "sleepers_see_nothing")
     goes_wrong(racing, argv, racing.plain(argv).out, "eintr", 15)
+
+
+def slept(lab: Lab, program: str, name: str, how: str) -> list[str | Path]:
+    return refused(lab, program, name) if how == "signal" else [lab.program(program), name]
+
+
+@pytest.mark.parametrize("how", ["ptrace", "signal"])
+def test_the_next_sleep_is_not_taken_for_the_one_before(racing: Lab, how: str) -> None:
+    """Between the agent's look and the stop one has ended, and the next has begun in the same place."""
+    argv = slept(racing, "races", "sleeps_in_a_row", how)
+    right = racing.same(argv, UDEDUP_TEST_DELAY_US="15000")
+    if how == "ptrace":  # where a signal stops them the holder looks once more, right before it
+        goes_wrong(racing, argv, right.out, "switches", UDEDUP_TEST_DELAY_US="15000")
+
+
+def test_sleeps_are_never_short_where_time_is_stolen(racing: Lab) -> None:
+    """Told by a clock that a hypervisor stops: "stolen" plays it. On one CPU, so that one offset serves."""
+    argv = ["taskset", "-c", "0", *refused(racing, "syscalls", "sleepers_see_nothing")]
+    racing.same(argv, UDEDUP_TEST_GUARDS="stolen")
+    goes_wrong(racing, argv, racing.plain(argv).out, "stolen,offset", 15)
 
 
 KEPT = pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere the number stays in its register")

@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 
 #define N 16
@@ -355,6 +356,52 @@ static void *naps_by_turns(void *unused)
     for (int i = 0; napping; i++)
         bad += syscall(i % 2 ? SYS_nanosleep : SYS_ppoll, i % 2 ? (void *)&t : (void *)&none, i % 2 ? 0L : 1L, &t, NULL, 8L) != 0;
     return (void *)bad;
+}
+
+/* switches: sleeps from one place in a row, each whole. Between the agent's look and the stop one ends and the next begins. */
+static void *naps_in_a_row(void *unused)
+{
+    long early = 0;
+    (void)unused;
+    while (napping) {
+        double from = now();
+        CHECK(nanosleep(&(struct timespec){0, 20000000}, NULL) == 0);
+        early += now() - from < 0.02;
+    }
+    return (void *)early;
+}
+
+static void *waits_in_a_row(void *unused)
+{
+    struct epoll_event e;
+    long early = 0;
+    int fd = epoll_create1(0);
+    (void)unused;
+    while (napping) {
+        double from = now();
+        CHECK(epoll_wait(fd, &e, 1, 20) == 0);
+        early += now() - from < 0.02;
+    }
+    return (void *)early;
+}
+
+static void sleeps_in_a_row(void)
+{
+    pthread_t t[2];
+    void *early[2];
+    char *p = merged_area(N, 6);
+    double end = now() + short_span();
+    CHECK(pthread_create(&t[0], NULL, naps_in_a_row, NULL) == 0 && pthread_create(&t[1], NULL, waits_in_a_row, NULL) == 0);
+    for (size_t i = 0; now() < end; i++) {
+        p[PAGE * (i % N)] ^= 1;
+        nap(0.002);
+        p[PAGE * (i % N)] ^= 1;
+        nap(0.01);
+    }
+    napping = 0;
+    for (int i = 0; i < 2; i++)
+        pthread_join(t[i], &early[i]);
+    printf("early %d\n", early[0] || early[1]);
 }
 
 static void calls_by_turns(void)
@@ -717,4 +764,4 @@ static void many_segments(void)
 MAIN(T(fork_meets_no_stage), T(fork_purges), T(fork_meets_purge), T(fork_meets_move), T(limits_come_and_go), T(many_segments), T(dontneed_race), T(store_race), T(sharer_race), T(file_race), T(raw_mremap), T(killed_holder), T(realloc_race),
      T(fork_meets_no_window), T(clone_reads), T(clone_protects), T(mremap_race),
      T(protect_race), T(opens_ahead), T(thread_race), T(grows_down), T(grows_down_fixed), T(free_race),
-     T(given_back), T(put_in_place), T(at_the_limit), T(at_the_limit_at_once), T(calls_by_turns), T(proc_race))
+     T(given_back), T(put_in_place), T(at_the_limit), T(at_the_limit_at_once), T(calls_by_turns), T(sleeps_in_a_row), T(proc_race))
