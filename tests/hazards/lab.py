@@ -128,7 +128,7 @@ class Lab:
         def churn() -> None:
             with Client(self.domain) as client:
                 for turn in itertools.count():
-                    if stop.wait(seconds if turn % 16 else 10 * seconds):
+                    if stop.wait(seconds if turn % 16 else 60 * seconds):
                         break
                     for value in (2, 1):
                         with contextlib.suppress(UdedupError):
