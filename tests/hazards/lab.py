@@ -118,17 +118,17 @@ class Lab:
         return merged
 
     @contextlib.contextmanager
-    def churning(self, seconds: float = 0.03) -> Iterator[None]:
+    def churning(self, seconds: float = 0.03, stays: float = 0) -> Iterator[None]:
         """While inside, everything is unmerged and merged again about every `seconds`.
 
-        Now and then it stays merged for longer: a busy machine would never come to merge it whole.
+        Every 16th time it stays merged for `stays` seconds: a busy machine may need them to merge it whole.
         """
         stop = threading.Event()
 
         def churn() -> None:
             with Client(self.domain) as client:
                 for turn in itertools.count():
-                    if stop.wait(seconds if turn % 16 else 60 * seconds):
+                    if stop.wait(stays if stays and turn % 16 == 15 else seconds):
                         break
                     for value in (2, 1):
                         with contextlib.suppress(UdedupError):

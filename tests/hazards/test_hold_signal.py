@@ -92,7 +92,7 @@ def test_all_others(lab: Lab, program: str, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", ["stores_are_kept", "eintr_of_read"])
 def test_while_merging_and_unmerging(lab: Lab, name: str) -> None:
-    with lab.churning():
+    with lab.churning(stays=1.5):
         lab.same(refused(lab, "processes", name))
 
 

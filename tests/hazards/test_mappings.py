@@ -22,5 +22,5 @@ def test_same_as_plain(lab: Lab, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["file_mapping_is_not_ours", "realloc_large", "calloc_after_free", "trim"])
 def test_same_as_plain_while_merging_and_unmerging(lab: Lab, name: str) -> None:
-    with lab.churning():
+    with lab.churning(stays=1.5):
         lab.same([lab.program("mappings"), name])

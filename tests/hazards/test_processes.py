@@ -32,7 +32,7 @@ def test_same_as_plain(lab: Lab, name: str) -> None:
 
 @pytest.mark.parametrize("name", CHURNED)
 def test_same_as_plain_while_merging_and_unmerging(lab: Lab, name: str) -> None:
-    with lab.churning():
+    with lab.churning(stays=1.5):
         lab.same([lab.program("processes"), name])
 
 
