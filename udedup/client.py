@@ -18,7 +18,7 @@ from udedup.domain import Domain, how_to_start
 from udedup.errors import UdedupError
 
 _PACKET_MAX = 65536
-_START_SECONDS = 15.0
+_START_SECONDS = 60.0  # of a machine with thirty threads for each CPU; a merger that fails says so at once
 _NO_JSON = "the merger sent no JSON; does another version of udedup run there?"
 
 

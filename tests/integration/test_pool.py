@@ -137,7 +137,7 @@ def _adopted(domain: str, pids: list[int], saved: int) -> bool:
 def test_merger_killed_while_it_merges(domains: Path) -> None:
     with Pool("arrays", 3, 64, prefix=run_prefix("storm", "--set", "sleep_millisecs=10")) as pool:
         for _ in range(4):
-            wait_until(lambda: mergers(domains), 20)
+            wait_until(lambda: mergers(domains), 80)
             time.sleep(0.3)
             for pid in mergers(domains):
                 os.kill(pid, signal.SIGKILL)
