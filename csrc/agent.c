@@ -51,13 +51,7 @@ static uint64_t stat_field(int field)
     char buf[1024];
     if (ud__read_file("/proc/self/stat", buf, sizeof buf) <= 0)
         return 0;
-    const char *s = buf, *name_end = buf;
-    for (; *s; s++)
-        if (*s == ')')
-            name_end = s;
-    s = name_end + 2;
-    for (int at = 3; at < field && *s; s++)
-        at += *s == ' ';
+    const char *s = ud__stat_field(buf, field);
     return field == 3 ? (uint64_t)*s : ud__get_dec(&s);
 }
 

@@ -9,7 +9,8 @@
  * (SIGSTOP to a process group, of which only the program is continued) is killed: it may be holding everybody.
  * Async-signal-safe.
  * Fails: -EAGAIN or -ENOMEM from clone; -EPERM where it would be the init of a PID namespace (interpose_task.c); -ECHILD if
- * somebody killed it, in which case the kernel has let go of every thread it held.
+ * somebody killed it, in which case the kernel has let go of every thread it held. One that is stopped in its
+ * first instructions, while its starter dies, stays: it has not yet asked to die with it.
  */
 #include <sched.h>
 #include <signal.h>

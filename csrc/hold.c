@@ -46,42 +46,21 @@ static struct ud__held *find(struct ud__hold *h, int tid)
     return NULL;
 }
 
-/* One field of /proc/PID/task/TID/FILE, after `key` ("" = the file's start). 0, or -errno. */
-static long task_text(const struct ud__hold *h, int tid, const char *file, char *buf, size_t cap)
-{
-    char path[48], *end = path + sizeof path;
-    char *at = ud__put_dec(path, end, (uint64_t)tid);
-    at = ud__put_str(at, end, "/");
-    ud__put_str(at, end, file);
-    long fd = ud__sys(__NR_openat, h->taskfd, path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return fd;
-    long n = ud__sys(__NR_read, fd, buf, cap - 1);
-    buf[n > 0 ? n : 0] = 0;
-    ud__sys(__NR_close, fd);
-    return n;
-}
-
 /* A thread we could not seize: is it dying (then skip it), traced, or are we refused? */
 static int why_not_seized(struct ud__hold *h, int tid)
 {
     char buf[1024];
-    long n = task_text(h, tid, "status", buf, sizeof buf);
+    long n = ud__read_task(h->taskfd, tid, "status", buf, sizeof buf);
     if (n == -ENOENT || n == -ESRCH)
         return UD__T_SKIP;
     h->cause = UD_CAUSE_HOLD_REFUSED;
     if (n <= 0) /* no descriptor is left, say: the thread may well be there */
         return -1;
-    for (const char *s = buf; *s; s++) {
-        if (s != buf && s[-1] != '\n')
-            continue;
-        if (__builtin_memcmp(s, "State:\t", 7) == 0 && (s[7] == 'Z' || s[7] == 'X'))
-            return UD__T_SKIP;
-        if (__builtin_memcmp(s, "TracerPid:\t", 11) == 0) {
-            h->cause = s[11] == '0' ? UD_CAUSE_HOLD_REFUSED : UD_CAUSE_HOLD_TRACED;
-            return -1;
-        }
-    }
+    const char *state = ud__line_value(buf, "State"), *tracer = ud__line_value(buf, "TracerPid");
+    if (state && (*state == 'Z' || *state == 'X'))
+        return UD__T_SKIP;
+    if (tracer && *tracer != '0')
+        h->cause = UD_CAUSE_HOLD_TRACED;
     return -1;
 }
 

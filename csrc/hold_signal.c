@@ -174,17 +174,6 @@ struct status { /* of /proc/PID/task/TID/status */
     uint64_t tracer, blocked, pending, seccomp, filters;
 };
 
-static const char *after(const char *s, const char *key)
-{
-    while (*key && *s == *key)
-        s++, key++;
-    if (*key)
-        return NULL;
-    while (*s == ' ' || *s == '\t')
-        s++;
-    return s;
-}
-
 enum { UNKNOWN = -1, ALIVE, GONE };
 
 /* ALIVE, GONE, or UNKNOWN where the file cannot be read (no descriptor is left, say): that is not gone. */
@@ -199,22 +188,14 @@ static int read_status(int dir, const char *path, struct status *st)
     if (n == -ENOENT || n == -ESRCH)
         return GONE;
     buf[n > 0 ? n : 0] = 0;
-    for (const char *s = buf, *v; *s; s++) {
-        if ((v = after(s, "State:")))
-            st->state = *v;
-        else if ((v = after(s, "TracerPid:")))
-            st->tracer = ud__get_dec(&v);
-        else if ((v = after(s, "SigBlk:")))
-            st->blocked = ud__get_hex(&v);
-        else if ((v = after(s, "SigPnd:")))
-            st->pending = ud__get_hex(&v);
-        else if ((v = after(s, "Seccomp:")))
-            st->seccomp = ud__get_dec(&v);
-        else if ((v = after(s, "Seccomp_filters:")))
-            st->filters = ud__get_dec(&v);
-        while (s[1] && *s != '\n')
-            s++;
-    }
+    const char *state = ud__line_value(buf, "State"), *blocked = ud__line_value(buf, "SigBlk");
+    const char *pending = ud__line_value(buf, "SigPnd");
+    st->state = state ? *state : 0;
+    st->blocked = blocked ? ud__get_hex(&blocked) : 0;
+    st->pending = pending ? ud__get_hex(&pending) : 0;
+    st->tracer = ud__line_number(buf, "TracerPid");
+    st->seccomp = ud__line_number(buf, "Seccomp");
+    st->filters = ud__line_number(buf, "Seccomp_filters");
     return !st->state ? UNKNOWN : st->state == 'Z' || st->state == 'X' ? GONE : ALIVE;
 }
 

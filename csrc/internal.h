@@ -50,6 +50,16 @@ long ud__memfd(const char *name) UD_HIDDEN; /* one that can be sealed; -errno */
 long ud__read_file(const char *path, char *buf, size_t cap) UD_HIDDEN;
 long ud__read_fd(int fd, char *buf, size_t cap) UD_HIDDEN; /* the same of an open one, from its start */
 
+/* ---- procfs.c: what the files of /proc say ------------------------------------------------------------ */
+
+/* TID/FILE below an open /proc/PID/task, as far as buf has room. Bytes or -errno. */
+long ud__read_task(int taskfd, int tid, const char *file, char *buf, size_t cap) UD_HIDDEN;
+/* Behind "KEY:" or "KEY  :" at the start of a line, and blanks; NULL if no line begins so. */
+const char *ud__line_value(const char *text, const char *key) UD_HIDDEN;
+uint64_t ud__line_number(const char *text, const char *key) UD_HIDDEN; /* the number there; 0 if there is none */
+/* The text of a stat file from its field on, counted as proc(5) does, from the state (3) on; "" if it is shorter. */
+const char *ud__stat_field(const char *text, int field) UD_HIDDEN;
+
 /* ---- guards that tests may switch off (built with -DUD_TEST only) --------------------------------- */
 
 enum ud__guard {

@@ -15,6 +15,7 @@
 
 #include "internal.h"
 #include "kernel_signal.h"
+#include "sleepers.h"
 #include "trap.h"
 
 #define HOLD_SLICE_US 1000 /* freeze_max_us, about: shorter than the scheduler's own, so that a hold does not wait */
@@ -361,6 +362,8 @@ int ud__job_run(struct ud__job *j, int spare_tid, int share_files)
         ud__trap_job_prepare(j);
     int gated = lock(&before, gate_for(j, trap));
     int r = -ENOMEM;
+    if (!j->ledger)
+        ud__sleepers_begin(); /* what the agent saw of sleeping threads is of another moment */
     j->cause_begin = -1;
     j->maps.fd = -1;
     j->hold.pid = (int)ud__sys(__NR_getpid);

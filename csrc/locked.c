@@ -8,43 +8,31 @@
 
 #include "internal.h"
 
-/* The `field`th number (from 0) after `key` in the text of /proc/PID/status; 0 if there is none. */
-static uint64_t status_number(const char *text, const char *key, size_t key_len, int field)
-{
-    for (const char *s = text; *s; s++) {
-        if (*s != '\n' || __builtin_memcmp(s + 1, key, key_len) != 0)
-            continue;
-        uint64_t v = 0;
-        for (s += 1 + key_len; field >= 0; field--) {
-            while (*s == ' ' || *s == '\t')
-                s++;
-            v = ud__get_dec(&s);
-        }
-        return v;
-    }
-    return 0;
-}
-
 uint64_t ud__locked_kb(uint64_t *pinned_kb)
 {
     char text[2048];
     *pinned_kb = 0;
     if (ud__read_fd(ud__a.statusfd, text, sizeof text) <= 0)
         return 0;
-    *pinned_kb = status_number(text, "VmPin:", 6, 0);
-    return status_number(text, "VmLck:", 6, 0);
+    *pinned_kb = ud__line_number(text, "VmPin");
+    return ud__line_number(text, "VmLck");
 }
 
 uint64_t ud__locked_now(void)
 {
     char text[2048];
-    return ud__read_file("/proc/self/status", text, sizeof text) > 0 ? status_number(text, "VmLck:", 6, 0) : 0;
+    return ud__read_file("/proc/self/status", text, sizeof text) > 0 ? ud__line_number(text, "VmLck") : 0;
 }
 
 uint64_t ud__effective_uid(void)
 {
     char text[2048];
-    return ud__read_fd(ud__a.statusfd, text, sizeof text) > 0 ? status_number(text, "Uid:", 4, 1) : 0;
+    const char *s = ud__read_fd(ud__a.statusfd, text, sizeof text) > 0 ? ud__line_value(text, "Uid") : NULL;
+    if (!s)
+        return 0;
+    ud__get_dec(&s); /* the real one */
+    s++;
+    return ud__get_dec(&s);
 }
 
 static int flag_keeps_out(const char *f)

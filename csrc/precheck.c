@@ -103,13 +103,8 @@ static int judge(const struct look *l, int tid, const char *s)
 
 static int look_at(const struct look *l, int tid)
 {
-    char path[48], text[256], *end = path + sizeof path;
-    char *at = ud__put_dec(path, end, (uint64_t)tid);
-    ud__put_str(at, end, "/syscall");
-    long fd = ud__sys(__NR_openat, l->taskfd, path, O_RDONLY | O_CLOEXEC);
-    long n = fd < 0 ? fd : ud__sys(__NR_read, fd, text, sizeof text - 1);
-    if (fd >= 0)
-        ud__sys(__NR_close, fd);
+    char text[256];
+    long n = ud__read_task(l->taskfd, tid, "syscall", text, sizeof text);
     if (n <= 0) /* it has ended; or we may not look, and so cannot tell what a signal would do */
         return l->by_signal && !l->again && (n == -EACCES || n == -EPERM) ? UD_CAUSE_HOLD_REFUSED : -1;
     text[n] = 0;

@@ -138,20 +138,6 @@ int ud__timed_asleep(int tid, unsigned long nr, uint64_t sp)
     return found;
 }
 
-static long task_file(int taskfd, int tid, const char *file, char *buf, size_t cap)
-{
-    char path[48], *end = path + sizeof path;
-    char *at = ud__put_dec(path, end, (uint64_t)tid);
-    ud__put_str(at, end, file);
-    long fd = ud__sys(__NR_openat, taskfd, path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return fd;
-    long n = ud__sys(__NR_read, fd, buf, cap - 1);
-    ud__sys(__NR_close, fd);
-    buf[n > 0 ? n : 0] = 0;
-    return n;
-}
-
 /* Tests: a hypervisor that takes the last 20 ms out of 60. */
 static uint64_t less_stolen(uint64_t us)
 {
@@ -164,36 +150,13 @@ struct sched {
     uint64_t switches;      /* how often it gave up its CPU by itself */
 };
 
-/* Behind "key   :" at the start of a line; NULL if there is no such line. */
-static const char *value_of(const char *s, const char *key)
-{
-    size_t n = 0;
-    while (key[n])
-        n++;
-    for (; *s; s++) {
-        const char *at = s;
-        for (size_t i = 0; i < n && *at == key[i]; i++)
-            at++;
-        if ((size_t)(at - s) == n && (*at == ' ' || *at == ':')) {
-            while (*at == ' ' || *at == ':')
-                at++;
-            return at;
-        }
-        while (*s && *s != '\n')
-            s++;
-        if (!*s)
-            break;
-    }
-    return NULL;
-}
-
 /* "se.exec_start : 912170.051361" (ms), "nr_voluntary_switches : 7". 0, or -1 if it does not tell. */
 static int read_sched(int taskfd, int tid, struct sched *out)
 {
     char buf[3072]; /* with schedstats they are thirty lines apart */
-    if (task_file(taskfd, tid, "/sched", buf, sizeof buf) <= 0)
+    if (ud__read_task(taskfd, tid, "sched", buf, sizeof buf) <= 0)
         return -1;
-    const char *s = value_of(buf, "se.exec_start"), *switches = value_of(buf, "nr_voluntary_switches");
+    const char *s = ud__line_value(buf, "se.exec_start"), *switches = ud__line_value(buf, "nr_voluntary_switches");
     if (!s || !switches)
         return -1;
     uint64_t us = ud__get_dec(&s) * 1000;
@@ -204,19 +167,13 @@ static int read_sched(int taskfd, int tid, struct sched *out)
     return 0;
 }
 
-/* Field 39 of stat, counted from behind the name. -1 if unknown. */
+/* -1 if unknown. */
 static int last_cpu(int taskfd, int tid)
 {
     char buf[512];
-    if (task_file(taskfd, tid, "/stat", buf, sizeof buf) <= 0)
+    if (ud__read_task(taskfd, tid, "stat", buf, sizeof buf) <= 0)
         return -1;
-    const char *s = buf, *name_end = buf;
-    for (; *s; s++)
-        if (*s == ')')
-            name_end = s;
-    s = name_end + 2;
-    for (int field = 3; field < 39 && *s; s++)
-        field += *s == ' ';
+    const char *s = ud__stat_field(buf, 39);
     return *s ? (int)ud__get_dec(&s) : -1;
 }
 
@@ -269,6 +226,11 @@ static void keep(const struct ud__sleep *what)
     atomic_store(&count, i + 1);
 }
 
+static struct ud__sleep seen_asleep(int tid, unsigned long nr, const uint64_t *args)
+{
+    return (struct ud__sleep){.tid = tid, .nr = nr, .sp = args[6], .pc = args[7], .first = args[0], .switches = UNKNOWN};
+}
+
 int ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const uint64_t *args, int by_signal)
 {
     int arg = 0;
@@ -279,7 +241,7 @@ int ud__sleepers_note(int taskfd, int self_tid, int tid, unsigned long nr, const
         return 0;
     if (atomic_load(&count) == SLEEPERS_MAX)
         return -ENOSPC;
-    struct ud__sleep s = {.tid = tid, .nr = nr, .sp = args[6], .pc = args[7], .first = args[0], .switches = UNKNOWN};
+    struct ud__sleep s = seen_asleep(tid, nr, args);
     struct sched its;
     if (read_sched(taskfd, tid, &its) == 0) {
         s.switches = its.switches;
@@ -301,8 +263,8 @@ static const struct ud__sleep *sleep_of(int tid)
 void ud__sleepers_add(int taskfd, int tid, unsigned long nr, const uint64_t *args)
 {
     const struct ud__sleep *known = sleep_of(tid);
+    struct ud__sleep s = seen_asleep(tid, nr, args);
     struct sched its;
-    struct ud__sleep s = {.tid = tid, .nr = nr, .sp = args[6], .pc = args[7], .first = args[0], .switches = UNKNOWN};
     if (read_sched(taskfd, tid, &its) == 0)
         s.switches = its.switches;
     if (!(known && known->nr == nr && known->switches == s.switches) && atomic_load(&count) < SLEEPERS_MAX)
@@ -325,7 +287,7 @@ int ud__sleepers_of(int tid, uint64_t switches, struct ud__sleep *out)
 static uint64_t slept_us(const struct ud__sleep *s, unsigned long nr, uint64_t sp)
 {
     uint64_t now = ud__now_us();
-    if (!s || !s->since_us || s->nr != nr || s->sp != sp || now <= s->since_us)
+    if (!s->since_us || s->nr != nr || s->sp != sp || now <= s->since_us)
         return 0;
     return (now - s->since_us) - (now - s->since_us) / SLEWED;
 }
@@ -368,7 +330,9 @@ void ud__sleepers_shorten(const struct ud__hold *h, int tid, unsigned long nr, u
     struct sched its;
     struct ud__sleep s;
     enum timeout kind = timeout_of(nr, *args[1], 0, &arg);
-    if (kind == NO_TIMEOUT || read_sched(h->taskfd, tid, &its) || !ud__sleepers_of(tid, its.switches - 1, &s))
+    if (kind == NO_TIMEOUT || !sleep_of(tid)) /* a timeout without end is not noted: an event loop costs no look */
+        return;
+    if (read_sched(h->taskfd, tid, &its) || !ud__sleepers_of(tid, its.switches - 1, &s))
         return;
     uint64_t slept = slept_us(&s, nr, sp);
     if (slept && kind == IN_MS)
