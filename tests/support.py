@@ -1,5 +1,6 @@
 """Helpers that tests import: the command line, and what a domain left behind."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -38,3 +39,12 @@ def wait_gone(where: Path, seconds: float = _GONE_SECONDS) -> list[str]:
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.05)
+
+
+def descriptors(pid: int) -> list[str]:
+    """What a process has open; what it closes meanwhile is left out."""
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(fd.readlink()))
+    return found

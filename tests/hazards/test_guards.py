@@ -46,9 +46,9 @@ TRAP = {
 }  # fmt: skip
 
 
-def goes_wrong(lab: Lab, argv: list[str | Path], out: str, guards: str, tries: int = 5, **extra: str) -> None:
-    """Fails unless one of `tries` merged runs without `guards` ends otherwise than with `out`, status 0."""
-    for _ in range(tries):
+def goes_wrong(lab: Lab, argv: list[str | Path], out: str, guards: str, **extra: str) -> None:
+    """Fails unless one of fifteen merged runs without `guards` ends otherwise than with `out`, status 0."""
+    for _ in range(15):
         run = lab.merged(argv, UDEDUP_TEST_GUARDS=guards, **extra)
         if run.status != NOT_MERGED and (run.status, run.out) != (0, out):
             return
@@ -79,7 +79,7 @@ def test_right_in_mode_trap(racing: Lab, name: str) -> None:
 
 @pytest.mark.parametrize("guard", TRAP_RACES)
 def test_wrong_in_mode_trap_without_the_guard(racing: Lab, guard: str) -> None:
-    goes_wrong(racing, [racing.program("races"), TRAP_RACES[guard]], "bad 0\ndone\n", guard, 15, **TRAP)
+    goes_wrong(racing, [racing.program("races"), TRAP_RACES[guard]], "bad 0\ndone\n", guard, **TRAP)
 
 
 def test_given_back_without_memory(racing: Lab) -> None:
@@ -116,7 +116,7 @@ def test_fork_handlers_of_others_may_need_memory_calls(racing: Lab, name: str) -
 def test_limits_that_are_set_during_a_merge(racing: Lab) -> None:
     program = racing.program("races")
     racing.same([program, "limits_come_and_go"])
-    goes_wrong(racing, [program, "limits_come_and_go"], "wrong 0\ndone\n", "limits", 15)
+    goes_wrong(racing, [program, "limits_come_and_go"], "wrong 0\ndone\n", "limits")
 
 
 def test_segments_that_are_gone_are_forgotten(racing: Lab) -> None:
@@ -207,6 +207,10 @@ def refused(lab: Lab, program: str, name: str) -> list[str | Path]:
     return [lab.program("noptrace"), "eperm", lab.program(program), name]
 
 
+def held_by(how: str, lab: Lab, program: str, name: str) -> list[str | Path]:
+    return refused(lab, program, name) if how == "signal" else [lab.program(program), name]
+
+
 def test_wrong_without_parking(racing: Lab) -> None:
     argv = refused(racing, "races", "store_race")
     right = racing.same(argv, UDEDUP_TEST_DELAY_US="1000")
@@ -236,9 +240,9 @@ def hangs_at_last(lab: Lab, argv: list[str | Path], guard: str) -> bool:
 
 def kill_all(program: Path) -> None:
     """A helper that was stopped in its first instructions outlives a program that does not look after it."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        if runs(entry, program):
-            os.kill(int(entry.name), signal.SIGKILL)
+    for process in processes_of(program):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process.name), signal.SIGKILL)
 
 
 def test_parked_for_ever_if_the_starter_does_not_let_go(racing: Lab) -> None:
@@ -253,9 +257,7 @@ def test_parked_for_ever_if_the_starter_does_not_let_go(racing: Lab) -> None:
 @pytest.mark.parametrize("how", ["ptrace", "signal"])
 def test_holder_stopped_at_any_instant(racing: Lab, how: str) -> None:
     """SIGSTOP to a process group stops its holders, too; SIGCONT to the program alone must be enough."""
-    argv = [racing.program("races"), "killed_holder"]
-    if how == "signal":
-        argv = refused(racing, "races", "killed_holder")
+    argv = held_by(how, racing, "races", "killed_holder")
     with killing_holders(racing.program("races"), signal.SIGSTOP) as stopped:
         until_some(stopped, lambda: racing.same(argv, UDEDUP_TEST_DELAY_US="1000"))
         assert hangs_at_last(racing, argv, "stopped")
@@ -275,10 +277,13 @@ def children(process: Path) -> list[str]:
     return found
 
 
-def runs(process: Path, program: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return (process / "exe").readlink() == program
-    return False
+def processes_of(program: Path) -> list[Path]:
+    found: list[Path] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "exe").readlink() == program:
+                found.append(process)
+    return found
 
 
 def until_some(hit: list[int], once: Callable[[], object]) -> None:
@@ -302,7 +307,7 @@ def killing_holders(program: Path, how: int = signal.SIGKILL) -> Iterator[list[i
             if stop.is_set():
                 return
             if turn % 50 == 0:
-                programs = [entry for entry in Path("/proc").glob("[0-9]*") if runs(entry, program)]
+                programs = processes_of(program)
             for child in itertools.chain.from_iterable(map(children, programs)):
                 with contextlib.suppress(OSError):
                     if Path(f"/proc/{child}/comm").read_text() == "udedup-agent\n":
@@ -335,20 +340,14 @@ def test_holder_killed_without_bitfirst(racing: Lab) -> None:
 
 @pytest.mark.parametrize("how", ["ptrace", "signal"])
 def test_sleeping_calls_see_interruptions_without_the_repair(racing: Lab, how: str) -> None:
-    argv: list[str | Path] = [racing.program("syscalls"), "sleepers_see_nothing"]
-    if how == "signal":
-        argv = refused(racing, "syscalls", "sleepers_see_nothing")
-    goes_wrong(racing, argv, racing.plain(argv).out, "eintr", 15)
-
-
-def slept(lab: Lab, program: str, name: str, how: str) -> list[str | Path]:
-    return refused(lab, program, name) if how == "signal" else [lab.program(program), name]
+    argv = held_by(how, racing, "syscalls", "sleepers_see_nothing")
+    goes_wrong(racing, argv, racing.plain(argv).out, "eintr")
 
 
 @pytest.mark.parametrize("how", ["ptrace", "signal"])
 def test_the_next_sleep_is_not_taken_for_the_one_before(racing: Lab, how: str) -> None:
     """Between the agent's look and the stop one has ended, and the next has begun in the same place."""
-    argv = slept(racing, "races", "sleeps_in_a_row", how)
+    argv = held_by(how, racing, "races", "sleeps_in_a_row")
     right = racing.same(argv, UDEDUP_TEST_DELAY_US="15000")
     if how == "ptrace":  # where a signal stops them the holder looks once more, right before it
         goes_wrong(racing, argv, right.out, "switches", UDEDUP_TEST_DELAY_US="15000")
@@ -358,7 +357,7 @@ def test_sleeps_are_never_short_where_time_is_stolen(racing: Lab) -> None:
     """Told by a clock that a hypervisor stops: "stolen" plays it. On one CPU, so that one offset serves."""
     argv = ["taskset", "-c", "0", *refused(racing, "syscalls", "sleepers_see_nothing")]
     racing.same(argv, UDEDUP_TEST_GUARDS="stolen")
-    goes_wrong(racing, argv, racing.plain(argv).out, "stolen,offset", 15)
+    goes_wrong(racing, argv, racing.plain(argv).out, "stolen,offset")
 
 
 KEPT = pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere the number stays in its register")
@@ -375,4 +374,4 @@ def test_calls_begun_by_syscall_after_the_look(racing: Lab) -> None:
 def test_calls_by_syscall_go_wrong_without_their_number(racing: Lab) -> None:
     """Alone at once, beside other tests hardly ever: so not among those."""
     argv = refused(racing, "races", "calls_by_turns")
-    goes_wrong(racing, argv, "bad 0\ndone\n", "number", 15, UDEDUP_TEST_DELAY_US="2000")
+    goes_wrong(racing, argv, "bad 0\ndone\n", "number", UDEDUP_TEST_DELAY_US="2000")

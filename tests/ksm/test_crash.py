@@ -5,18 +5,9 @@ from __future__ import annotations
 import os
 
 from ksm.lab import Lab, wait_until
+from support import descriptors
 
 SECONDS = float(os.environ.get("UDEDUP_CRASH_SECONDS", "10"))
-
-
-def descriptors(pid: int) -> list[str]:
-    found = []
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
-        except OSError:
-            continue
-    return found
 
 
 def test_children_that_register_and_crash(lab: Lab) -> None:

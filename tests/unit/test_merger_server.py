@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_agent import PAGE, FakeAgent, FakeProcess, header_of, page, sealed
+from support import descriptors
 
 from udedup.client import Client, NoMerger
 from udedup.core import lib
@@ -21,10 +22,6 @@ from udedup.merger import wire
 
 HERE = 0x7F0000000000
 OWN = ["/memfd:udedup-turns (deleted)"]  # the memfds of a merger that nobody has given any
-
-
-def descriptors(pid: int) -> list[str]:
-    return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
 
 
 class Merger:
