@@ -222,29 +222,58 @@ static void not_present(uint64_t from, uint64_t to)
     }
 }
 
-/* A refused page gets another chance, each time later; one that relatives shared is asked about again. */
+/* A refused page gets another chance, each time later. */
 static void another_chance(uint32_t block)
 {
     struct ud__ledger *l = &ud__a.ledger;
     const struct ud__area *known = NULL;
-    uint8_t owners[UD_BLOCK_PAGES];
-    int asked = 0;
     for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++) {
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift), entry;
-        uint8_t whole = ud__page_state(l, page, &entry), s = whole & UD_PG_MASK;
+        uint8_t whole = ud__page_state(l, page, &entry);
         uint8_t count = whole >> UD__COUNT_SHIFT & 7;
-        if (s == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0 &&
+        if ((whole & UD_PG_MASK) == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0 &&
             !last_of_mapping(area_of(page, &known), page)) {
             ud__page_set(l, page, (uint8_t)(UD_PG_STABLE | count << UD__COUNT_SHIFT), entry);
             ud__pass.changed++;
-        } else if (s == UD_PG_SHARED) {
-            if (!asked && ud__track_owners(l->heads[block].vaddr, UD_BLOCK_PAGES, owners) < 0)
-                return;
-            asked = 1;
-            if (owners[i] == UD__PAGE_OWN)
-                ud__pass_take(page, page + ud__page, 1);
         }
     }
+}
+
+static int shared(uint8_t state) { return (state & UD_PG_MASK) == UD_PG_SHARED; }
+
+/* Pages that fork relatives shared, and that are ours alone by now: no tracking tells that they wrote theirs or ended. */
+static void take_left_to_us(uint32_t block)
+{
+    const uint8_t *states = ud__a.ledger.states + (size_t)block * UD_BLOCK_PAGES;
+    uint64_t start = ud__a.ledger.heads[block].vaddr;
+    uint8_t owners[UD_BLOCK_PAGES];
+    uint32_t any = 0, from = 0;
+    for (uint32_t i = 0; i < UD_BLOCK_PAGES; i++)
+        any += shared(states[i]);
+    if (!any || ud__track_owners(start, UD_BLOCK_PAGES, owners) < 0)
+        return;
+    for (uint32_t i = 0; i <= UD_BLOCK_PAGES; i++) {
+        if (i < UD_BLOCK_PAGES && shared(states[i]) && owners[i] == UD__PAGE_OWN)
+            continue;
+        if (from < i)
+            ud__pass_take(start + ((uint64_t)from << ud__page_shift), start + ((uint64_t)i << ud__page_shift), 1);
+        from = i + 1;
+    }
+}
+
+/* One page of each block, another in each pass, tells whether to look at the whole block. */
+static void sample_shared(void)
+{
+    const struct ud__ledger *l = &ud__a.ledger;
+    uint32_t i = ud__pass.number % UD_BLOCK_PAGES;
+    uint8_t owner;
+    for (uint32_t block = 0; block < l->hdr->block_count; block++) {
+        uint64_t start = l->heads[block].vaddr;
+        if (start && shared(l->states[(size_t)block * UD_BLOCK_PAGES + i]) &&
+            ud__track_owners(start + ((uint64_t)i << ud__page_shift), 1, &owner) == 0 && owner == UD__PAGE_OWN)
+            take_left_to_us(block);
+    }
+    ud__pass_flush();
 }
 
 static void refresh(void)
@@ -272,8 +301,10 @@ static void refresh(void)
     ud__a.ledger.hdr->eligible_pages = pages;
     ud__a.ledger.hdr->huge_pages = huge;
     for (uint32_t block = 0; block < ud__a.ledger.hdr->block_count; block++)
-        if (ud__a.ledger.heads[block].vaddr)
+        if (ud__a.ledger.heads[block].vaddr) {
             another_chance(block);
+            take_left_to_us(block);
+        }
     ud__pass_flush();
 }
 
@@ -320,6 +351,8 @@ void ud__pass_end(void)
     }
     if (p->number % REFRESH_PASSES == 0 || p->number == 2)
         refresh();
+    else if (p->thorough)
+        sample_shared();
     if (p->thorough && p->number % GIVE_BACK_PASSES == 0)
         give_back_split();
     ud__budget_keep();

@@ -131,7 +131,10 @@ static uint64_t paced(uint64_t rest)
 }
 
 /* Was all that changed in a pass there before? What is written again has to be a second old (age.c): no hurry. */
-static int rewriting(int whole) { return whole && ud__a.knobs.smart_scan && ud__pass.fresh < CALM_PAGES; }
+static int rewriting(int whole)
+{
+    return whole && ud__a.knobs.smart_scan && ud__pass.fresh + ud__pass.left_to_us < CALM_PAGES;
+}
 
 /* Scans one slice and tells the merger. How long to rest then, in microseconds. */
 static uint64_t work(void)

@@ -74,7 +74,9 @@ struct ud__session {
     uint32_t move_count, move_room, move_next;
     bool moves_sorted;
     uint32_t left_vmas;         /* pages whose runs were too short for the mappings left */
-    uint32_t planned_runs;      /* mappings asked for since it was last quiet */
+    uint32_t pub_runs;          /* runs of pages that it is to publish, or is publishing */
+    uint32_t waiting_runs;      /* runs of its pages that wait for others' */
+    uint32_t sent_runs;         /* in MERGEs that are not answered yet */
     struct ud__run *backs;      /* runs that nobody shares: to be plain memory again */
     uint32_t back_count, back_room;
     struct ud__tile *tiles;     /* tiles it is to publish */
@@ -154,6 +156,7 @@ bool ud__ledger_follows(const struct ud__session *s, uint32_t page, size_t page_
 
 /* plan.c */
 void ud__claim(struct ud__session *s, uint32_t page, uint32_t n, bool on);
+void ud__pub(struct ud__session *s, uint32_t page, bool on);
 void ud__put_off(struct ud__session *s, uint32_t page, int64_t at, bool open);
 void ud__grow_bold(struct ud__session *s, int64_t now);
 bool ud__digest_of(struct ud_planner *p, const struct ud__session *s, uint32_t page, uint64_t *digest);

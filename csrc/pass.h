@@ -22,6 +22,7 @@ struct ud__pass {
     uint64_t changed;     /* pages in this slice */
     uint64_t written;     /* pages in this pass */
     uint64_t fresh;       /* of those, pages never seen before */
+    uint64_t left_to_us;  /* and pages that fork relatives shared with us until now */
     uint64_t grew_us;     /* since when the program grows without a pause; 0: it does not */
     uint64_t hot;         /* pages of heat 2 and more at the end of the last pass */
     uint64_t hot_second;  /* of the last pass */

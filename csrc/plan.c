@@ -63,6 +63,19 @@ void ud_planner_configure(struct ud_planner *p, const struct ud_plan_conf *conf)
 
 /* ---- claims and put-offs ------------------------------------------------------------------------ */
 
+/* Marks a page as (not) to be published, and counts the runs that such pages are. */
+void ud__pub(struct ud__session *s, uint32_t page, bool on)
+{
+    uint64_t bit = 1ull << page % 64;
+    if (ud__bit(s->pub, page) == on)
+        return;
+    uint32_t last = s->capacity * UD_BLOCK_PAGES - 1;
+    bool before = page > 0 && ud__bit(s->pub, page - 1), after = page < last && ud__bit(s->pub, page + 1);
+    int more = 1 - before - after;
+    s->pub_runs += (uint32_t)(on ? more : -more);
+    s->pub[page / 64] ^= bit;
+}
+
 void ud__claim(struct ud__session *s, uint32_t page, uint32_t n, bool on)
 {
     for (uint32_t i = page; i < page + n; i++) {
@@ -72,7 +85,7 @@ void ud__claim(struct ud__session *s, uint32_t page, uint32_t n, bool on)
             continue;
         }
         s->claim[i / 64] &= ~bit;
-        s->pub[i / 64] &= ~bit;
+        ud__pub(s, i, false);
     }
 }
 
@@ -224,6 +237,8 @@ void ud__plan_end(struct ud_planner *p, struct ud__plan *plan)
         s->publishes--;
     } else {
         s->merges--;
+        if (plan->type == UD_MSG_MERGE)
+            s->sent_runs -= plan->nruns;
         if (g)
             g->plans--;
     }

@@ -251,7 +251,6 @@ static void assign(struct ud_planner *p, struct ud__session *s, uint32_t page, s
     if (heir && !heir->m)
         *heir = (struct heir){g->digests[slot], m};
     ud__queue(p, s, page, 1);
-    s->planned_runs -= in_run;
     before->vaddr = vaddr + p->page_size;
 }
 

@@ -85,12 +85,13 @@ static uint32_t extend_back(struct ud_planner *p, struct ud__session *s, uint32_
     return back;
 }
 
-/* The shortest run a process takes. Each run asked for may cost two mappings. Asking for what will be refused costs a hold and
- * gains nothing. */
+/* The shortest run a process takes. Each run on its way may cost two mappings. Asking for what will be refused costs a hold
+ * and gains nothing. */
 static uint32_t price(const struct ud__session *s)
 {
     uint32_t budget = s->header->vmas_budget;
-    int64_t left = (int64_t)budget - s->header->vmas_used - 2 * (int64_t)s->planned_runs;
+    int64_t planned = (int64_t)s->pub_runs + s->waiting_runs + s->sent_runs + (s->move_count - s->move_next);
+    int64_t left = (int64_t)budget - s->header->vmas_used - 2 * planned;
     return budget ? ud_shortest_run(budget, left) : 1;
 }
 
@@ -155,7 +156,6 @@ static int pair_up(struct ud_planner *p, struct ud__session *s, uint32_t page, s
     if (ud__wait_for(p, o, wait))
         return -ENOMEM;
     ud__claim(s, wait.page, n, true);
-    s->planned_runs++;
     ud__queue(p, o, wait.owner, n);
     return 0;
 }
@@ -176,7 +176,8 @@ static uint32_t match_pair(struct ud_planner *p, struct ud__session *s, uint32_t
         return 1;
     }
     uint32_t n = extend(p, s, page, to), back = extend_back(p, s, page, to);
-    if (s->mute_until > now || !worth(p, s, o, page, n + back, now))
+    struct ud__session *asked = ud__bit(o->pub, to.page) ? NULL : o; /* what is on its way to the store costs its owner no more */
+    if (s->mute_until > now || !worth(p, s, asked, page, n + back, now))
         return n;
     for (uint32_t from = 0, part; from < n + back; from += part) {
         part = n + back - from;
@@ -240,6 +241,7 @@ static void publish_row(struct ud_planner *p, struct ud__session *s, uint32_t pa
     }
     if (ud__queue_tile(p, s, page, copies)) {
         s->wait_count--;
+        s->waiting_runs--;
         p->wait_total--;
         return;
     }
@@ -427,8 +429,6 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t written, int64_
         s->again_open = false;
         s->left_vmas = 0;
     }
-    if (!s->publishes && !s->merges && !s->queued && s->move_next == s->move_count)
-        s->planned_runs = 0;
     for (uint32_t o = 0; o < s->order_count; o++) {
         uint32_t block = s->order[o];
         uint32_t raised = __atomic_load_n(&s->heads[block].gen, __ATOMIC_ACQUIRE);

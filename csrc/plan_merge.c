@@ -25,7 +25,6 @@ int ud__ready(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32
         return -ENOMEM;
     s->moves[s->move_count++] = (struct ud__move){page, n, gid, slot, vaddr};
     s->moves_sorted = false;
-    s->planned_runs++;
     p->move_total++;
     ud__segment(p, gid)->plans++;
     return 0;
@@ -90,6 +89,7 @@ int ud__make_merge(struct ud_planner *p, struct ud__session *s, int64_t now, str
     plan->gid = g->id;
     g->plans++;
     s->merges++;
+    s->sent_runs += plan->nruns;
     m->segment = g->name;
     m->node = g->node;
     uint32_t bytes = (uint32_t)(sizeof(*m) + m->nruns * sizeof(struct ud_run));

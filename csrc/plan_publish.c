@@ -27,14 +27,13 @@ void ud__queue(struct ud_planner *p, struct ud__session *s, uint32_t page, uint3
             continue;
         uint64_t bit = 1ull << i % 64;
         s->claim[i / 64] |= bit;
-        s->pub[i / 64] |= bit;
+        ud__pub(s, i, true);
         s->queue[i / 64] |= bit;
         s->queued++;
         p->queued++;
         if (ud__state(s, i) == UD_PG_STABLE) /* of several candidates the index shall name the one that goes to the store */
             ud__index_put(p, ud__entry(s, i), (struct ud__ref){false, s->id, i});
     }
-    s->planned_runs++;
 }
 
 int ud__queue_tile(struct ud_planner *p, struct ud__session *s, uint32_t page, uint32_t copies)
@@ -43,7 +42,7 @@ int ud__queue_tile(struct ud_planner *p, struct ud__session *s, uint32_t page, u
         return -ENOMEM;
     s->tiles[s->tile_count++] = (struct ud__tile){page, copies};
     s->claim[page / 64] |= 1ull << page % 64;
-    s->pub[page / 64] |= 1ull << page % 64;
+    ud__pub(s, page, true);
     s->queued++;
     p->queued++;
     return 0;

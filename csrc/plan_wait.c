@@ -15,6 +15,7 @@ int ud__wait_for(struct ud_planner *p, struct ud__session *owner, struct ud__wai
         ud__grow((void **)&owner->waits, &owner->wait_room, owner->wait_count + 1, sizeof(wait)))
         return -ENOMEM;
     owner->waits[owner->wait_count++] = wait;
+    ud__session(p, wait.sid)->waiting_runs++;
     p->wait_total++;
     return 0;
 }
@@ -75,13 +76,15 @@ static bool land_row(struct ud_planner *p, struct ud__session *owner, struct ud_
     return true;
 }
 
-static void keep(struct ud__session *owner, uint32_t *kept, const struct ud__wait *wait, uint32_t from, uint32_t n)
+static void keep(struct ud__session *owner, struct ud__session *w, uint32_t *kept, const struct ud__wait *wait, uint32_t from,
+                 uint32_t n)
 {
     struct ud__wait part = *wait;
     part.page += from;
     part.owner += from;
     part.n = n;
     owner->waits[(*kept)++] = part;
+    w->waiting_runs++;
 }
 
 /* A split run needs a place of its own at the end; without memory its pages become candidates again. */
@@ -109,7 +112,7 @@ static void land_run(struct ud_planner *p, struct ud__session *owner, struct ud_
         while (k < wait.n && !ud__run_of(plan, wait.owner + k) && ud__bit(owner->pub, wait.owner + k))
             k++;
         if (k > from && !placed) {
-            keep(owner, kept, &wait, from, k - from);
+            keep(owner, w, kept, &wait, from, k - from);
             placed = true;
         } else if (k > from)
             keep_more(p, owner, &wait, from, k - from, now);
@@ -130,10 +133,11 @@ void ud__resolve(struct ud_planner *p, struct ud__session *owner, const struct u
         struct ud__session *w = ud__session(p, wait.sid);
         if (!w)
             continue;
+        w->waiting_runs--;
         if (!wait.row)
             land_run(p, owner, w, wait, plan, gid, &kept, now);
         else if (!land_row(p, owner, w, &wait, plan, gid, now))
-            owner->waits[kept++] = wait;
+            keep(owner, w, &kept, &wait, 0, wait.n);
     }
     /* Split parts stand behind the old list: close the gap. */
     uint32_t more = owner->wait_count - count;

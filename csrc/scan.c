@@ -74,6 +74,7 @@ static void judge(uint64_t page, uint64_t digest, int written)
     ud__pass.written++;
     ud__a.ledger.hdr->pages_written++;
     ud__pass.fresh += old == UD_PG_NONE;
+    ud__pass.left_to_us += old == UD_PG_SHARED;
 }
 
 int ud__pass_flush(void)
@@ -222,7 +223,7 @@ static int begin(void)
         return r;
     }
     ud__pass.thorough_us = ud__pass.thorough ? ud__pass.began_us : ud__pass.thorough_us;
-    ud__pass.written = ud__pass.fresh = 0;
+    ud__pass.written = ud__pass.fresh = ud__pass.left_to_us = 0;
     ud__hot_begin();
     ud__pass.zero_digest = ud__zero_digest();
     ud__pass.at = 0;
