@@ -10,6 +10,8 @@
 #define GROWTH_PAGES 32        /* new pages in a pass: the program grows */
 #define CALM_PAGES 256         /* written pages in a pass: it does next to nothing */
 #define PATIENCE_US 15000000u
+#define STILL_US 1000000u  /* it grows until it has not for so long; a pass, if somebody waits in settle */
+#define HURRY_US 1000000u
 #define GIVE_BACK_PASSES 4 /* merged mappings in which nothing is merged any more are looked for */
 #define GIVE_BACK_MAX 64u  /* of them at a time */
 #define REFRESH_PASSES 16 /* presence, fork sharing and refusals are looked at again */
@@ -29,22 +31,41 @@ static void zero_add(uint64_t page)
 }
 
 /* How patient to be with pages that stayed the same for a pass. */
-enum mood { CALM, WRITING, GROWING };
+enum mood { NONE, CALM, WRITING, GROWING };
 
 /* A program that grows (it imports, it fills its arrays) is let be for a while: what it leaves alone now it may write
- * in the next pass, and its pages, merged as they trickle in, would lie all over the store in short rows. */
+ * in the next pass, and its pages, merged as they trickle in, would lie all over the store in short rows. One of many
+ * workers that load at once waits for a CPU now and then: it has not come to an end because it stood still for a pass.
+ * When it has, its hot pages are looked at, and then all that kept still is merged together. */
+static enum mood of_growth(void)
+{
+    struct ud__pass *p = &ud__pass;
+    uint64_t still = p->began_us - p->grew_us;
+    int hurry = p->began_us - ud__a.kicked_us < HURRY_US, late = p->began_us - p->growing_us >= PATIENCE_US;
+    if (still < STILL_US && !(hurry && still))
+        return late ? NONE : GROWING;
+    if (hurry || late || p->grown == UD__GROWN_LOOKED) {
+        enum mood m = p->grown == UD__GROWN_LOOKED ? CALM : NONE;
+        p->growing_us = 0;
+        p->grown = 0;
+        return m;
+    }
+    p->grown = UD__GROWN_LOOK;
+    return GROWING;
+}
+
 static enum mood mood(void)
 {
     struct ud__pass *p = &ud__pass;
     if (!ud__a.knobs.smart_scan)
         return CALM;
-    if (p->fresh <= GROWTH_PAGES)
-        p->grew_us = 0;
-    else if (!p->grew_us)
+    if (p->fresh > GROWTH_PAGES && p->number > 1) {
         p->grew_us = p->began_us;
-    if (p->grew_us && p->began_us - p->grew_us < PATIENCE_US)
-        return GROWING;
-    return p->written + p->hot < CALM_PAGES ? CALM : WRITING;
+        p->growing_us = p->growing_us ? p->growing_us : p->began_us;
+        p->grown = 0;
+    }
+    enum mood m = p->growing_us ? of_growth() : NONE;
+    return m != NONE ? m : p->written + p->hot < CALM_PAGES ? CALM : WRITING;
 }
 
 /* A page of a program that writes has to be a second old. */
@@ -82,6 +103,13 @@ static int last_of_mapping(const struct ud__area *a, uint64_t page)
 /* Zero pages are of no node: the kernel has one for all. */
 static int zero_digest(uint64_t entry) { return ((entry ^ ud__pass.zero_digest) & ud__digest_mask()) == 0; }
 
+/* What it did is not forgotten in the next pass. While the program grows only we wait, and nothing is hot by that. */
+static uint8_t kept_still(uint8_t state, enum mood m)
+{
+    int forgive = m == GROWING && ud__hotness(state) < UD__HOT_LEFT;
+    return (uint8_t)((state ^ UD__PARITY) & (forgive ? ~(UD__HOT_LEFT << UD__HOT_SHIFT) : ~0u));
+}
+
 static void age_block(uint32_t block, enum mood m)
 {
     struct ud__ledger *l = &ud__a.ledger;
@@ -94,6 +122,8 @@ static void age_block(uint32_t block, enum mood m)
             continue;
         uint64_t page = l->heads[block].vaddr + ((uint64_t)i << ud__page_shift);
         if (hot || !ripe(s, m)) {
+            if ((s & UD__PARITY) != ud__parity())
+                l->states[base + i] = kept_still(s, m);
             ud__pass.hot += ud__hotness(s) >= UD__HOT_LEFT - 1;
             young = 1;
             continue;

@@ -27,6 +27,7 @@
 #define CALM_PAGES 256
 #define CALM_SHARE 5 /* where little changes, a sixth of a CPU at most */
 #define SLICE_US 20000u
+#define GROWING_US 200000u /* so long between two passes at most while the program grows: it is merged once that is over */
 
 UD_HIDDEN struct ud__agent ud__a = {.sock = -1, .maps = {.fd = -1}, .ledger = {.fd = -1}};
 
@@ -173,6 +174,8 @@ static uint64_t work(void)
     }
     if (idle_us > most)
         idle_us = most;
+    if (ud__pass.growing_us && idle_us > GROWING_US)
+        idle_us = GROWING_US;
     ud__a.resting = idle_us >= most / 4;
     if (!whole)
         return rest / 8; /* in the midst of a pass: a breath, no more */

@@ -1,8 +1,8 @@
 /* hot.c: pages that are written all the time are let be.
  *
  *   0 1 2   how often a page was found written since it last kept still for a pass
- *   3       left: never armed, so its writer takes no fault, and never read. Looked at again every 16 s, and
- *           when somebody waits in settle
+ *   3       left: never armed, so its writer takes no fault, and never read. Looked at again every 16 s,
+ *           when somebody waits in settle, and when the program has stopped growing
  *
  * Guarantees: a page that is left is VOLATILE, so it is never nominated; one that was written is either left or armed
  * before it is digested, as in track.c. The state is kept in spare bits of ledger entries: no memory of its own.
@@ -19,7 +19,8 @@ void ud__hot_begin(void)
 {
     struct ud__pass *p = &ud__pass;
     uint64_t now = p->began_us >> 20, gone = now - p->hot_second;
-    p->due = gone >= SLOTS || (gone && ud__a.kicked) ? 0xffff : 0;
+    p->due = gone >= SLOTS || (gone && ud__a.kicked) || p->grown == UD__GROWN_LOOK ? 0xffff : 0;
+    p->grown = p->grown ? UD__GROWN_LOOKED : 0;
     for (uint64_t s = p->hot_second + 1; !p->due && s <= now; s++)
         p->due |= (uint16_t)(1u << s % SLOTS);
     p->hot_second = now;

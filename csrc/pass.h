@@ -9,6 +9,7 @@
 #define UD__HOT_SHIFT 6   /* and how often it was written before, see hot.c */
 #define UD__HOT_LEFT 3u
 #define UD__AGE_SHIFT 6   /* in a STABLE or REFUSED page's: how often it was digested and found the same */
+enum { UD__GROWN_LOOK = 1, UD__GROWN_LOOKED = 2 };
 #define UD__BLOCK_YOUNG 1u /* in a block head's flags: it has VOLATILE pages to age. The rest is heat.c's */
 
 struct ud__pass {
@@ -23,7 +24,9 @@ struct ud__pass {
     uint64_t written;     /* pages in this pass */
     uint64_t fresh;       /* of those, pages never seen before */
     uint64_t left_to_us;  /* and pages that fork relatives shared with us until now */
-    uint64_t grew_us;     /* since when the program grows without a pause; 0: it does not */
+    uint64_t growing_us;  /* since when the program grows without a pause; 0: it does not */
+    uint64_t grew_us;     /* when it last did */
+    int grown;            /* it has come to an end: what was left alone meanwhile is (being) looked at */
     uint64_t hot;         /* pages of heat 2 and more at the end of the last pass */
     uint64_t hot_second;  /* of the last pass */
     uint16_t due;         /* slots of blocks whose hot pages are looked at in this pass */
