@@ -437,6 +437,8 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t written, int64_
     }
     s->seen_gen = gen;
     s->fresh = false;
+    if (!s->again_count) /* put off in this very scan, by another page's match, before its block was come to */
+        s->again_open = false;
     if (!s->again_open)
         s->short_since = 0;
     uint64_t after = pending(p);

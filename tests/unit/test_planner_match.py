@@ -498,3 +498,39 @@ def test_segments_end_where_huge_pages_do(bench: Bench) -> None:
     assert {end % (huge * PAGE) for end in ends - {start + count * PAGE}} == {0}
     assert max(npages for plan in plans for _, npages, _ in plan) == 4096
     assert bench.count()[1]["slots"] == count
+
+
+def test_mappings_on_their_way_are_counted_once(bench: Bench) -> None:
+    """120 short runs cost 240 mappings at most, however many wait for the same owner's pages."""
+    for _ in range(5):
+        process = bench.join()[1]
+        process.header.vmas_budget = 1000
+        for run in range(120):
+            process.write(HERE + 8 * run * PAGE, numbers(1 + 4 * run, 4))
+    bench.settle()
+    sums = bench.count()[0]
+    assert (sums["merged"], sums["left_vmas"]) == (5 * 480, 0)
+
+
+def test_quiet_though_a_page_was_put_off_and_met_in_one_scan(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page known before is looked at again, as another is matched: in one process, later in one scan."""
+
+    def at(ms: int) -> None:
+        monkeypatch.setattr("udedup.merger.planner.now_ms", lambda: ms)
+
+    (one, first), (two, second) = bench.join(), bench.join()
+    steps = ((one, first, HERE + 70 * PAGE), (two, second, HERE), (one, first, HERE))
+    for ms, (sid, process, vaddr) in enumerate(steps, 1_000_000):
+        at(ms)
+        process.write(vaddr, [page(1)])
+        process.end_pass()
+        bench.planner.scan(sid, 100)  # it writes, so a run of one page is put off
+    assert bench.step() == 0
+    at(1_001_000)
+    bench.planner.scan_due()
+    while bench.step():
+        pass
+    assert bench.count()[0]["merged"] == 3
+    assert bench.planner.quiet()
