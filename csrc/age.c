@@ -131,7 +131,7 @@ static void age_block(uint32_t block, enum mood m)
         const struct ud__area *a = area_of(page, &known);
         if (zero_digest(l->entries[base + i]) && ud__a.knobs.use_zero_pages && in_plain_area(a, page))
             zero_add(page);
-        l->states[base + i] = last_of_mapping(a, page) ? UD_PG_REFUSED : UD_PG_STABLE;
+        l->states[base + i] = last_of_mapping(a, page) || ud__stacks_have(page) ? UD_PG_REFUSED : UD_PG_STABLE;
         moved = 1;
         ud__pass.changed++;
     }
@@ -262,7 +262,7 @@ static void another_chance(uint32_t block)
         uint8_t whole = ud__page_state(l, page, &entry);
         uint8_t count = whole >> UD__COUNT_SHIFT & 7;
         if ((whole & UD_PG_MASK) == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0 &&
-            !last_of_mapping(area_of(page, &known), page)) {
+            !last_of_mapping(area_of(page, &known), page) && !ud__stacks_have(page)) {
             ud__page_set(l, page, (uint8_t)(UD_PG_STABLE | count << UD__COUNT_SHIFT), entry);
             ud__pass.changed++;
         }

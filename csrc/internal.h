@@ -237,6 +237,12 @@ struct ud__regs { /* user_pt_regs */
 /* resume.c, in a hold: 1 if the thread was in a write that our stop cut short, and now goes on with the rest. */
 int ud__resume_write(int pid, struct ud__regs *regs) UD_HIDDEN;
 
+/* ---- stacks.c: where merges were refused for a thread's stack or TLS ---------------------------------- */
+
+void ud__stacks_note(uint64_t start, uint64_t end) UD_HIDDEN; /* in a hold */
+int ud__stacks_have(uint64_t page) UD_HIDDEN;                 /* 1: not to be nominated now */
+void ud__stacks_forked(void) UD_HIDDEN;
+
 /* ---- hold_signal.c: threads parked by SIGURG, where ptrace is refused -------------------------------------------- */
 
 /* The starter, around the holder: 0, or -1 with cause. Close also lets everybody go, if the holder did not. */

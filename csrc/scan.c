@@ -307,6 +307,7 @@ void ud__scan_forget(void)
 
 void ud__scan_forked(void)
 {
+    ud__stacks_forked();
     b = NULL;
     todo_count = todo_pages = 0;
     ud__pass = (struct ud__pass){0};

@@ -30,6 +30,19 @@ static void map_area(size_t n, size_t align)
     pages = n;
 }
 
+/* Wakes six times a second and writes what was there: the same as every other such thread. */
+static void *writes_its_stack(void *unused)
+{
+    char room[9 * PAGE];
+    volatile char *p = (char *)(((uintptr_t)room + PAGE - 1) & ~(uintptr_t)(PAGE - 1));
+    for (;;) {
+        for (size_t i = 0; i < 8 * PAGE; i++)
+            p[i] = (char)(i / PAGE + 1);
+        nap(0.15);
+    }
+    return unused;
+}
+
 /* The area moves away, and other memory comes to lie where it was: that is the area from now on. */
 static void move_away(void)
 {
@@ -187,6 +200,11 @@ static void run(char *line)
             for (size_t i = 0; i < pages; i++)
                 ++*(volatile uint64_t *)(area + i * PAGE);
         answer(word, 0);
+    } else if (!strcmp(word, "stacks")) {
+        pthread_t t;
+        for (int i = 0; i < 2; i++)
+            CHECK(pthread_create(&t, NULL, writes_its_stack, NULL) == 0);
+        answer("stacks", 0);
     } else if (!strcmp(word, "advise"))
         answer(word, madvise(area, pages * PAGE, (int)n));
     else if (!strcmp(word, "move"))

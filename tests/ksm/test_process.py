@@ -179,3 +179,18 @@ def test_memory_that_splits_soon_is_merged_later_and_later(lab: Lab) -> None:
     for program in programs:
         program.ask("distinct 9")
     assert seconds_to_merge() < 1.5
+
+
+def test_stacks_that_are_written_all_the_time_hold_up_no_settle(lab: Lab) -> None:
+    """Two threads with equal pages on their stacks, written six times a second: refused, and then let be."""
+    program = lab.start(UDEDUP_REGIONS="all")
+    program.text("stacks")
+
+    def refused() -> int:
+        return sum(entry["merge_failures"].get("stack", 0) for entry in lab.stat()["processes"])
+
+    wait_until(refused, 20)
+    lab.settle(8)
+    before = refused()
+    time.sleep(3)
+    assert refused() < before + 16
