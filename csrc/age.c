@@ -262,7 +262,7 @@ static void another_chance(uint32_t block)
         uint8_t whole = ud__page_state(l, page, &entry);
         uint8_t count = whole >> UD__COUNT_SHIFT & 7;
         if ((whole & UD_PG_MASK) == UD_PG_REFUSED && (ud__pass.number / REFRESH_PASSES & ((1u << count) - 1)) == 0 &&
-            !last_of_mapping(area_of(page, &known), page) && !ud__stacks_have(page)) {
+            !last_of_mapping(area_of(page, &known), page)) {
             ud__page_set(l, page, (uint8_t)(UD_PG_STABLE | count << UD__COUNT_SHIFT), entry);
             ud__pass.changed++;
         }

@@ -240,7 +240,7 @@ int ud__resume_write(int pid, struct ud__regs *regs) UD_HIDDEN;
 /* ---- stacks.c: where merges were refused for a thread's stack or TLS ---------------------------------- */
 
 void ud__stacks_note(uint64_t start, uint64_t end) UD_HIDDEN; /* in a hold */
-int ud__stacks_have(uint64_t page) UD_HIDDEN;                 /* 1: not to be nominated now */
+int ud__stacks_have(uint64_t page) UD_HIDDEN;                 /* 1: not to be nominated though it was written */
 void ud__stacks_forked(void) UD_HIDDEN;
 
 /* ---- hold_signal.c: threads parked by SIGURG, where ptrace is refused -------------------------------------------- */

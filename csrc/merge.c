@@ -60,9 +60,8 @@ static int objection(struct ud__job *j, const struct ud__vma *v, uint64_t start,
 {
     if (UD__GUARD_ON(UD__GUARD_MAPCHECK) && !ud__vma_mergeable(v))
         return UD_CAUSE_GONE;
-    int stack = ud__hold_has_stack(&j->hold, v->start, v->end);
-    if (stack || near_tls(&j->hold, start, end)) {
-        ud__stacks_note(stack ? v->start : start, stack ? v->end : *end);
+    if (ud__hold_has_stack(&j->hold, v->start, v->end) || near_tls(&j->hold, start, end)) {
+        ud__stacks_note(start, *end);
         return UD_CAUSE_STACK;
     }
     if (!ud__region_allows(start, end, j->advised || ud__advised_only()) || ud__own_overlaps(start, *end) ||

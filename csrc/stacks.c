@@ -1,15 +1,16 @@
-/* stacks.c: where a stack or TLS was met, as a merge was refused for it.
+/* stacks.c: pages that a merge was refused for, as a stack or TLS was met in their mapping.
  *
- * What is written there again and again (a thread that wakes every now and then) would be nominated again and again,
+ * One that is written again and again (by a thread that wakes every now and then) would be nominated again and again,
  * for a hold in vain each time, and a settle would wait for it without end.
  *
- * Guarantees: nothing is nominated there for KEPT_US. Written in a hold, read by the agent, which started that hold.
- * Fails: only the last PLACES are known; a stack that was somewhere else is met there first.
+ * Guarantees: what is written there within KEPT_US is REFUSED once it keeps still, and so gets its next chance with the other
+ * refused pages (age.c). Written in a hold, read by the agent, which started that hold.
+ * Fails: only the last PLACES ranges are known; what was refused before them is nominated once more.
  */
 #include "pass.h" /* the time of the pass: pages are asked about by the thousand */
 
 #define PLACES 16u
-#define KEPT_US 10000000u
+#define KEPT_US 4000000u
 
 static struct {
     uint64_t start, end, since_us;

@@ -53,18 +53,22 @@ def test_kernel_ksm_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("layout", ["pool", "random"])
 def test_equal_arrays_merge_to_one(layout: str) -> None:
-    """Four processes with the same 64 MiB: at least 99 % of what can be saved, dead slots counted."""
+    """Four processes, the same 64 MiB: 99 % of what can be saved; the store is a fifth dead at most."""
     size = 64
     pages = size * MIB // os.sysconf("SC_PAGE_SIZE")
     with Pool("arrays", 4, size, prefix=run_prefix("arrays", "--layout", layout)) as pool:
         assert settle("arrays", 60)
         ranges = [(pid, *where) for pid, where in zip(pool.pids, pool.ask("where"), strict=True)]
 
-        def used() -> int:
-            return stat("arrays")["store_pages"] + sum(own_pages(*each) for each in ranges)
+        def merged() -> bool:
+            # What was freed soon after it was merged leaves dead slots: they stay if they are few.
+            store = stat("arrays")
+            live, dead = store["store_pages"] - store["store_dead_pages"], store["store_dead_pages"]
+            used = live + sum(own_pages(*each) for each in ranges)
+            return bool(4 * pages - used >= 0.99 * 3 * pages and dead <= 0.2 * (live + dead))
 
         # Compaction works in the background, and malloc keeps freed blocks for a few seconds.
-        wait_until(lambda: 4 * pages - used() >= 0.99 * 3 * pages, 60)
+        wait_until(merged, 60)
         data = b"".join(map(random.Random(5).randbytes, [MIB] * size))
         assert set(pool.ask("digest")) == {hashlib.sha256(data).hexdigest()}
         assert all(process["vmas_used"] <= process["vmas_budget"] for process in stat("arrays")["processes"])

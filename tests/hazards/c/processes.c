@@ -81,8 +81,8 @@ static void stores_are_kept(void)
 static void fork_while_writing(void)
 {
     struct counter c[2];
+    char *mine = merged_area(N, 31); /* first: beside who writes, a short run may wait for half a minute */
     pthread_t t[2] = {counting(&c[0]), counting(&c[1])};
-    char *mine = merged_area(N, 31);
     double end = now() + span();
     for (int n = 0; now() < end || n < 20; n++) {
         int pid = fork();
