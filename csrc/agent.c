@@ -174,7 +174,7 @@ static uint64_t work(void)
     }
     if (idle_us > most)
         idle_us = most;
-    if (ud__pass.growing_us && idle_us > GROWING_US)
+    if (ud__pass.growing && idle_us > GROWING_US)
         idle_us = GROWING_US;
     ud__a.resting = idle_us >= most / 4;
     if (!whole)

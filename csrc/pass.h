@@ -26,6 +26,7 @@ struct ud__pass {
     uint64_t left_to_us;  /* and pages that fork relatives shared with us until now */
     uint64_t growing_us;  /* since when the program grows without a pause; 0: it does not */
     uint64_t grew_us;     /* when it last did */
+    int growing;          /* nothing was nominated for it in this pass */
     int grown;            /* it has come to an end: what was left alone meanwhile is (being) looked at */
     uint64_t hot;         /* pages of heat 2 and more at the end of the last pass */
     uint64_t hot_second;  /* of the last pass */
