@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import resource
+
 import pytest
 from hazards.lab import Lab
 
@@ -15,8 +18,14 @@ NAMES = [
 ]  # fmt: skip
 
 
+#: Under mlockall(MCL_FUTURE) all that the agent maps is locked, its ledger of 109 MB above all.
+LOCKABLE = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_same_as_plain(lab: Lab, name: str) -> None:
+    if name == "locked_in_future" and os.geteuid() and 0 <= LOCKABLE < 256 << 20:
+        pytest.skip(f"RLIMIT_MEMLOCK is {LOCKABLE} bytes: no agent finds room, and nothing is merged")
     lab.same([lab.program("edges"), name])
 
 
