@@ -11,7 +11,6 @@
 #define CALM_PAGES 256         /* written pages in a pass: it does next to nothing */
 #define PATIENCE_US 15000000u
 #define STILL_US 1000000u  /* it grows until it has not for so long; a pass, if somebody waits in settle */
-#define HURRY_US 1000000u
 #define GIVE_BACK_PASSES 4 /* merged mappings in which nothing is merged any more are looked for */
 #define GIVE_BACK_MAX 64u  /* of them at a time */
 #define REFRESH_PASSES 16 /* presence, fork sharing and refusals are looked at again */
@@ -41,7 +40,7 @@ static enum mood of_growth(void)
 {
     struct ud__pass *p = &ud__pass;
     uint64_t still = p->began_us - p->grew_us;
-    int hurry = p->began_us - ud__a.kicked_us < HURRY_US, late = p->began_us - p->growing_us >= PATIENCE_US;
+    int hurry = p->began_us - ud__a.kicked_us < UD__HURRY_US, late = p->began_us - p->growing_us >= PATIENCE_US;
     if (still < STILL_US && !(hurry && still))
         return late ? NONE : GROWING;
     if (hurry || late || p->grown == UD__GROWN_LOOKED) {

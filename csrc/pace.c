@@ -15,7 +15,6 @@
 #define DEBT_MAX_US 1000000u
 #define IDLE 10u        /* percent: who needs less does not miss what we take */
 #define CROWD_MAX 200u  /* percent */
-#define HURRY_US 1000000u /* after a kick */
 
 static uint64_t looked_us, program_us, agent_us;
 static uint64_t debt_us; /* of rest */
@@ -58,7 +57,7 @@ void ud__pace(uint64_t pause_us)
     if (cost < pause_us)
         cost = pause_us;
     uint64_t wanted = known ? need(program - program_us, wall) : 0;
-    if (wanted >= IDLE && share && share < 100 && now - ud__a.kicked_us > HURRY_US) {
+    if (wanted >= IDLE && share && share < 100 && now - ud__a.kicked_us > UD__HURRY_US) {
         debt_us += cost * wanted / share;
         debt_us = debt_us > wall ? debt_us - wall : 0;
         debt_us = debt_us < DEBT_MAX_US ? debt_us : DEBT_MAX_US;
