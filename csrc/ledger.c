@@ -80,7 +80,6 @@ void ud__ledger_close(struct ud__ledger *l)
     if (l->fd >= 0)
         ud__sys(__NR_close, l->fd);
     ud__free(l->hash, l->hash_cap * sizeof *l->hash);
-    ud__free(l->free_list, l->free_cap * sizeof *l->free_list);
     *l = (struct ud__ledger){.fd = -1};
 }
 
@@ -119,16 +118,27 @@ void ud__ledger_rehash(struct ud__ledger *l)
             hash_put(l, b);
 }
 
+/* A block that was dropped, ever the next one: memory that follows on in the program does so here, or its runs would be cut.
+ * The number of blocks if there is none. */
+static uint32_t block_again(struct ud__ledger *l)
+{
+    uint32_t count = l->hdr->block_count;
+    for (uint32_t n = 0; n < count && l->dropped; n++) {
+        l->again = l->again + 1 < count ? l->again + 1 : 0;
+        if (!l->heads[l->again].vaddr) {
+            l->dropped--;
+            return l->again;
+        }
+    }
+    return count;
+}
+
 static int64_t block_new(struct ud__ledger *l, uint64_t base)
 {
     if ((l->hash_used + 1) * 2 > l->hash_cap && hash_grow(l))
         return -1;
-    uint32_t b;
-    if (l->free_count)
-        b = l->free_list[--l->free_count];
-    else if (l->hdr->block_count < l->hdr->capacity)
-        b = l->hdr->block_count;
-    else
+    uint32_t b = block_again(l);
+    if (b == l->hdr->capacity)
         return -1;
     l->heads[b] = (struct ud_block_head){.vaddr = base, .gen = l->hdr->gen + 1};
     if (b == l->hdr->block_count)
@@ -151,21 +161,10 @@ int64_t ud__ledger_block(struct ud__ledger *l, uint64_t vaddr, int make)
 /* The hash still names the block: call ud__ledger_rehash before the next look-up. */
 void ud__ledger_drop_block(struct ud__ledger *l, uint32_t b)
 {
-    if (l->free_count == l->free_cap) {
-        uint32_t cap = l->free_cap ? l->free_cap * 2 : 1024;
-        uint32_t *list = ud__alloc(cap * sizeof *list);
-        if (!list)
-            return;
-        for (uint32_t i = 0; i < l->free_count; i++)
-            list[i] = l->free_list[i];
-        ud__free(l->free_list, l->free_cap * sizeof *list);
-        l->free_list = list;
-        l->free_cap = cap;
-    }
     __builtin_memset(l->states + (size_t)b * UD_BLOCK_PAGES, 0, UD_BLOCK_PAGES);
     l->heads[b].vaddr = 0;
     l->heads[b].gen = l->hdr->gen + 1;
-    l->free_list[l->free_count++] = b;
+    l->dropped++;
 }
 
 uint8_t ud__page_state(struct ud__ledger *l, uint64_t vaddr, uint64_t *entry)

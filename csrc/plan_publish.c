@@ -123,16 +123,48 @@ static uint32_t queued_run(struct ud_planner *p, struct ud__session *s, uint32_t
     return n;
 }
 
+static uint32_t huge_pages(const struct ud_planner *p) { return (uint32_t)(p->page_size / 8); }
+
 uint32_t ud__whole_huge(const struct ud_planner *p, uint64_t vaddr, uint32_t most)
 {
-    uint32_t huge = (uint32_t)(p->page_size / 8), past = (uint32_t)((vaddr / p->page_size + most) % huge);
+    uint32_t huge = huge_pages(p), past = (uint32_t)((vaddr / p->page_size + most) % huge);
     return most >= 2 * huge ? most - past : most;
+}
+
+static void take(struct ud_planner *p, struct ud__session *s, struct draft *d, uint32_t page, uint32_t n, uint32_t node)
+{
+    for (uint32_t k = 0; k < n; k++)
+        unqueue(p, s, page + k);
+    add_run(p, s, d, (struct ud__run){page, n, 0, 0}, node);
+}
+
+/* Takes what fills huge pages of its owner's, and first of all, so that each comes to fill one of the store's (huge.c). */
+static void take_huge(struct ud_planner *p, struct ud__session *s, struct draft *d)
+{
+    uint32_t huge = huge_pages(p), node = 0;
+    for (uint32_t o = 0; o < s->order_count && d->room - d->npages >= huge && d->nruns < UD_MSG_MAX_RUNS; o++) {
+        uint32_t page = s->order[o] * UD_BLOCK_PAGES;
+        if (!(s->queue[s->order[o]] & 1) || ud__ledger_vaddr(s, page, p->page_size) % (huge * p->page_size))
+            continue;
+        uint32_t n = queued_run(p, s, page, d->room - d->npages, d, &node);
+        n -= n % huge;
+        if (n && (!d->nruns || node == d->node))
+            take(p, s, d, page, n, node);
+    }
 }
 
 /* Is the page after this one queued as well, and next to it in memory? */
 static bool goes_on(struct ud_planner *p, const struct ud__session *s, uint32_t page)
 {
     return ud__ledger_follows(s, page, p->page_size) && ud__in_use(s, page + 1) && ud__bit(s->queue, page + 1);
+}
+
+/* What is taken of a run at vaddr that the room does not hold: no part of a huge page, which would cut it, but what lies before
+ * one. None is so long in a segment smaller than that: runs are matched in parts of a segment. */
+static uint32_t before_huge(const struct ud_planner *p, uint64_t vaddr, uint32_t room)
+{
+    uint32_t huge = huge_pages(p), left = (huge - (uint32_t)(vaddr / p->page_size % huge)) % huge;
+    return room < left ? room : left;
 }
 
 /* Takes the runs of at least `least` pages, by address. */
@@ -144,16 +176,11 @@ static void take_runs(struct ud_planner *p, struct ud__session *s, struct draft 
             uint32_t room = d->room - d->npages;
             if (!room || d->nruns >= UD_MSG_MAX_RUNS)
                 return;
-            uint32_t node = 0, n = queued_run(p, s, page + i, room, d, &node);
-            if (n && (n >= least || n == room) && (!d->nruns || node == d->node)) {
-                if (n == room && goes_on(p, s, page + i + n - 1)) {
-                    n = ud__whole_huge(p, ud__ledger_vaddr(s, page + i, p->page_size), n);
-                    d->room = d->npages + n;
-                }
-                for (uint32_t k = 0; k < n; k++)
-                    unqueue(p, s, page + i + k);
-                add_run(p, s, d, (struct ud__run){page + i, n, 0, 0}, node);
-            }
+            uint32_t node = 0, n = queued_run(p, s, page + i, room, d, &node), some = n;
+            if (n == room && goes_on(p, s, page + i + n - 1))
+                some = before_huge(p, ud__ledger_vaddr(s, page + i, p->page_size), n);
+            if (some && (n >= least || n == room) && (!d->nruns || node == d->node))
+                take(p, s, d, page + i, some, node);
             i += n ? n : 1;
         }
     }
@@ -214,6 +241,7 @@ int ud__make_publish(struct ud_planner *p, struct ud__session *s, int64_t now, s
         return -ENOMEM;
     memset(d.msg, 0, sizeof(*d.msg));
     ud__ledger_refresh(s);
+    take_huge(p, s, &d);
     take_tiles(p, s, &d);
     for (size_t i = 0; i < sizeof(lengths) / sizeof(*lengths); i++)
         take_runs(p, s, &d, lengths[i]);

@@ -181,8 +181,10 @@ int ud__segment_make(const struct ud_run *runs, uint32_t nruns, uint64_t *inode,
     if (fd < 0)
         return (int)fd;
     long r = ud__sys(__NR_ftruncate, fd, pages << ud__page_shift);
-    if (r == 0)
+    if (r == 0) {
+        ud__huge_store((int)fd, pages << ud__page_shift);
         r = fill((int)fd, runs, nruns);
+    }
     if (r == 0)
         r = ud__sys(__NR_fcntl, fd, F_ADD_SEALS, ALL_SEALS);
     if (r == 0)

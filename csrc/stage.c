@@ -34,6 +34,8 @@ static int limited(int resource)
     return room.rlim_cur != RLIM_INFINITY;
 }
 
+int ud__address_space_limited(void) { return limited(RLIMIT_AS); }
+
 /* With strict accounting (vm.overcommit_memory 2) others may take what unmapping the target gives back. */
 static int strictly_accounted(void)
 {
@@ -43,9 +45,10 @@ static int strictly_accounted(void)
 
 /* No fork between the two calls: what it lets a child have would be taken for merged pages there. What mlockall has locked
  * would be counted as locked for good, once it has moved. */
-static long map_beside(uint64_t hint, uint64_t len, int prot, int fd)
+long ud__map_beside(uint64_t len, uint64_t place, int prot, int fd)
 {
-    uint64_t mask;
+    uint64_t mask, huge = ud__huge_bytes();
+    uint64_t hint = (ud__hint(len + 2 * huge) + huge - 1) / huge * huge + place % huge;
     int alone = UD__GUARD_ON(UD__GUARD_STAGED);
     if (alone)
         ud__job_lock(&mask);
@@ -63,13 +66,12 @@ static long map_beside(uint64_t hint, uint64_t len, int prot, int fd)
 
 void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int movable)
 {
-    uint64_t len = (uint64_t)npages << ud__page_shift, huge = ud__huge_bytes();
-    uint64_t hint = (ud__hint(len + 2 * huge) + huge - 1) / huge * huge + place % huge;
+    uint64_t len = (uint64_t)npages << ud__page_shift;
     *s = (struct ud__stage){.len = len};
-    if (limited(RLIMIT_AS)) /* the room is the program's */
+    if (ud__address_space_limited())
         return;
     movable = movable && !atomic_load(&cannot_move) && !limited(RLIMIT_DATA) && !strictly_accounted();
-    long p = map_beside(hint, len, PROT_READ | (movable ? PROT_WRITE : 0), fd);
+    long p = ud__map_beside(len, place, PROT_READ | (movable ? PROT_WRITE : 0), fd);
     if (ud__is_err(p))
         return;
     ud__own_add((void *)p, len);
@@ -81,7 +83,7 @@ void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int
 
 void ud__stage_ask(struct ud__stage *s)
 {
-    if (UD__GUARD_ON(UD__GUARD_LIMITS) && s->movable && (limited(RLIMIT_AS) || limited(RLIMIT_DATA)))
+    if (UD__GUARD_ON(UD__GUARD_LIMITS) && s->movable && (ud__address_space_limited() || limited(RLIMIT_DATA)))
         s->movable = 0;
 }
 

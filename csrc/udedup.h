@@ -62,4 +62,8 @@ UD_API long ud_probe_hold(void);
  * -EBUSY if one blocks SIGURG, -ETIMEDOUT, -EPERM if signals are refused as well, -errno. */
 UD_API long ud_probe_park(void);
 
+/* Can shared memory be had in huge pages (huge.c)? 0, or -EINVAL (Linux before 6.1, shmem_enabled is "deny", PR_SET_THP_DISABLE),
+ * -ENOMEM, -EAGAIN. */
+UD_API long ud_probe_huge_store(void);
+
 #endif

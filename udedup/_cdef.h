@@ -21,6 +21,7 @@ int ud_preloaded(void);
 int ud_layout_apply(uint64_t shift);
 long ud_probe_hold(void);
 long ud_probe_park(void);
+long ud_probe_huge_store(void);
 
 /* ---- ledger.h ---------------------------------------------------------------------------------- */
 /* include: ledger.h */

@@ -257,6 +257,20 @@ def _thp() -> Finding:
     return Finding("transparent huge pages", None, False, chosen)
 
 
+def _huge_store() -> Finding:
+    from udedup.core import lib
+
+    name = "store in huge pages"
+    result = int(lib.ud_probe_huge_store())
+    if result == 0:
+        return Finding(name, True, False, "works")
+    return Finding(
+        name, False, False, f"refused: {os.strerror(-result)}",
+        "Linux 6.1 or later, free memory, and no 'deny' in transparent_hugepage/shmem_enabled; else merging"
+        " takes more CPU",
+    )  # fmt: skip
+
+
 def _container() -> Finding:
     kind = (_read("/run/systemd/container") or "").strip() or _of_init()
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -308,5 +322,5 @@ def _read(path: str) -> str | None:
 
 _PROBES: tuple[Callable[[], Finding], ...] = (
     _hold, _park, _memfd, _socket_dir, _layout, _tracking, _pagemap_scan, _procmap, _yama, _seccomp,
-    _max_map_count, _cgroup, _ksm, _thp, _container,
+    _max_map_count, _cgroup, _ksm, _thp, _huge_store, _container,
 )  # fmt: skip

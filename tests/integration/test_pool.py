@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pools import Pool, merged_pss, own_pages, process_stat, run_prefix, settle, stat, wait_until
 
 from udedup.client import Client
+from udedup.core import lib
 from udedup.domain import Domain
 
 pytestmark = pytest.mark.usefixtures("domains")
@@ -84,6 +85,28 @@ def test_writes_split_and_stay_private() -> None:
             assert digest == hashlib.sha256(mine).hexdigest()
         assert settle("writes", 60)
         assert len(set(pool.ask("digest"))) == 3
+
+
+def in_huge_pages(pid: int) -> int:
+    """Bytes of shared memory that a process has mapped by whole huge pages."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("ShmemPmdMapped:"))
+
+
+def test_merged_memory_lies_in_huge_pages_until_it_is_written() -> None:
+    if lib.ud_probe_huge_store():
+        pytest.skip("no huge pages for shared memory here: `udedup doctor`")
+    with Pool("arrays", 3, 64, prefix=run_prefix("huge")) as pool:
+        assert settle("huge", 60)
+        assert all(in_huge_pages(pid) >= 32 * MIB for pid in pool.pids)
+        plain = bytearray(b"".join(map(random.Random(5).randbytes, [MIB] * 64)))
+        assert set(pool.ask("digest")) == {hashlib.sha256(plain).hexdigest()}
+        step = 2 * MIB - 4096  # each huge page is written into
+        for number, digest in enumerate(pool.ask(["write", step])):
+            mine = bytearray(plain)
+            mine[::step] = bytes([number + 1]) * len(mine[::step])
+            assert digest == hashlib.sha256(mine).hexdigest()
+        assert max(map(in_huge_pages, pool.pids)) <= 4 * MIB
 
 
 def test_forked_children_see_and_keep_the_right_memory() -> None:

@@ -500,6 +500,37 @@ def test_segments_end_where_huge_pages_do(bench: Bench) -> None:
     assert bench.count()[1]["slots"] == count
 
 
+def test_segments_begin_with_whole_huge_pages(bench: Bench) -> None:
+    """Slot and address lie alike then, and the store's huge pages are mapped whole."""
+    huge = PAGE // 8
+    start, count = HERE + 100 * PAGE, 20000
+    contents = numbers(1, count)
+    for _ in range(2):
+        bench.join(FakeProcess(capacity=512))[1].write(start, contents)
+    bench.settle()
+    alike = 0
+    for plan in sent(bench, wire.PUBLISH):
+        slot = 0
+        for vaddr, npages, _ in plan:
+            before = -vaddr // PAGE % huge  # pages, to where a huge page begins
+            if npages >= before + huge:
+                assert (slot + before) % huge == 0
+                alike += (npages - before) // huge
+            slot += npages
+    assert alike == (count - (huge - 100)) // huge
+
+
+def test_room_for_less_than_a_huge_page_is_used(bench: Bench) -> None:
+    """On a machine that is nearly full a segment is smaller: a huge page is published in parts."""
+    huge = PAGE // 8
+    assert bench.planner.limit(huge // 2 * PAGE)
+    bench.configure()
+    for _ in range(2):
+        bench.join(FakeProcess(capacity=512))[1].write(HERE, numbers(1, 4 * huge))
+    bench.settle()
+    assert bench.count()[1]["slots"] == 4 * huge
+
+
 def test_mappings_on_their_way_are_counted_once(bench: Bench) -> None:
     """120 short runs cost 240 mappings at most, however many wait for the same owner's pages."""
     for _ in range(5):

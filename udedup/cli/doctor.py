@@ -24,7 +24,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
     \b
     A key is a short stable name: hold memfd socket_dir layout tracking
-    pagemap_scan procmap yama seccomp max_map_count cgroup ksm thp container.
+    pagemap_scan procmap yama seccomp max_map_count cgroup ksm thp huge_store container.
     "ok" is true, false, or null where it is neither good nor bad.
 
     \b
