@@ -135,10 +135,20 @@ static void note_hold(int cause)
         ud__a.ledger.hdr->hold_kind = none ? UD_HOLD_NONE : (uint32_t)atomic_load(&ud__hold_way);
 }
 
+/* What is locked is marked as kept out; should it have changed by the time everybody is held, the holder says LOCKED. */
+static void know_locked(struct ud__job *j)
+{
+    uint64_t pinned_kb, kb = ud__locked_kb(&pinned_kb);
+    if (kb != j->vmlck)
+        ud__locked_mark(ud__a.pid);
+    j->vmlck = kb;
+}
+
 /* Runs the job's batches to the end. Whatever is left when it gives up is refused. */
 static void run_batches(struct ud__job *j)
 {
     int tries = 0, cause = -1;
+    know_locked(j);
     if (j->kind == UD__JOB_MERGE && ud__merged_reserve(blocks_of(j->pieces, j->npieces))) {
         cause = UD_CAUSE_NOMEM;
         tries = TRIES;
@@ -146,10 +156,6 @@ static void run_batches(struct ud__job *j)
     while (j->done < j->npieces && tries < TRIES) {
         if (!ud__trap_active() && (cause = wait_for_calm()) >= 0)
             break;
-        uint64_t pinned_kb, kb = ud__locked_kb(&pinned_kb);
-        if (kb != j->vmlck)
-            ud__locked_mark(ud__a.pid);
-        j->vmlck = kb;
         uint32_t before = j->vmas, least;
         j->vmas_left = ud__budget_left();
         least = ud_shortest_run(ud__a.ledger.hdr->vmas_budget, j->vmas_left);
@@ -180,6 +186,8 @@ static void run_batches(struct ud__job *j)
         cause = r < 0 ? UD_CAUSE_NOMEM : j->cause_begin;
         if (cause == UD_CAUSE_PINNED)
             break;
+        if (cause == UD_CAUSE_LOCKED)
+            know_locked(j);
         ud__turn_rest(1000u << tries++);
     }
     if (cause >= 0)
