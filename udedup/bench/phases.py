@@ -23,6 +23,7 @@ INTERVAL_S = 0.01
 QUIET_PASSES = 2.0
 MOVED_SHARE = 0.001  # less than this share of the pool's pages is not movement
 CLAIM_SLACK = 24 * MIB
+CLAIM_AGE_S = 3.0  # an engine counts a split when it next looks, and agents sleep for up to 2 s
 NOISE = 4 * MIB  # PSS of libraries moves by this when other programs come and go
 COLUMNS = ("t", "pss", "store_unmapped", "uss", "rss", "cpu")
 IDLE_ENGINES = ("none", "layout")
@@ -174,11 +175,14 @@ def _curves(meter: Meter, cell: Cell) -> None:
 
 
 def judge_claim(meter: Meter, cell: Cell, forks: bool) -> None:
-    """Fails the cell when the engine claims a saving that the kernel does not show."""
+    """Fails the cell when the engine claims a saving that the kernel does not show, nor did just before."""
     claimed = meter.engine.claimed(meter.run)
     if claimed is None:
         return
-    shown = meter.totals()[0] - (cell.total or 0)
+    totals, times = meter.totals(), meter.rows["t"]
+    since = time.monotonic() - meter.begun - CLAIM_AGE_S
+    lately = (total for at, total in zip(times, totals, strict=True) if at >= since)
+    shown = totals[0] - min(cell.total or 0, *lately)
     cell.final["claimed"] = claimed
     if claimed <= 1.1 * shown + CLAIM_SLACK:
         return
