@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -76,7 +77,12 @@ class RunningPool:
         self.workers = workers
         self.pids: dict[int, int] = {}
         self._buffer = b""
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # Ctrl-C goes to all of a terminal's programs: these end when we do, and are to say nothing meanwhile.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def events(self, seconds: float) -> list[dict[str, Any]]:
         """What the workers have told, after waiting for it up to `seconds`."""
