@@ -159,12 +159,23 @@ static bool goes_on(struct ud_planner *p, const struct ud__session *s, uint32_t 
     return ud__ledger_follows(s, page, p->page_size) && ud__in_use(s, page + 1) && ud__bit(s->queue, page + 1);
 }
 
-/* What is taken of a run at vaddr that the room does not hold: no part of a huge page, which would cut it, but what lies before
- * one. None is so long in a segment smaller than that: runs are matched in parts of a segment. */
-static uint32_t before_huge(const struct ud_planner *p, uint64_t vaddr, uint32_t room)
+/* Does it go on a run that is queued, and was passed over? */
+static bool inside(struct ud_planner *p, const struct ud__session *s, uint32_t page)
 {
-    uint32_t huge = huge_pages(p), left = (huge - (uint32_t)(vaddr / p->page_size % huge)) % huge;
-    return room < left ? room : left;
+    return page && ud__bit(s->queue, page - 1) && ud__ledger_follows(s, page - 1, p->page_size);
+}
+
+/* How much of n queued pages to take. Of a run that does not fit no part of a huge page, which would cut it, but what lies before
+ * the first one. A segment that is smaller than a huge page has to. */
+static uint32_t uncut(struct ud_planner *p, const struct ud__session *s, const struct draft *d, uint32_t page, uint32_t n)
+{
+    uint32_t huge = huge_pages(p), past = (uint32_t)(ud__ledger_vaddr(s, page, p->page_size) / p->page_size % huge);
+    uint32_t before = past ? huge - past : 0;
+    if (d->room < huge)
+        return n;
+    if (inside(p, s, page))
+        return 0;
+    return n == d->room - d->npages && goes_on(p, s, page + n - 1) && before < n ? before : n;
 }
 
 /* Takes the runs of at least `least` pages, by address. */
@@ -176,9 +187,7 @@ static void take_runs(struct ud_planner *p, struct ud__session *s, struct draft 
             uint32_t room = d->room - d->npages;
             if (!room || d->nruns >= UD_MSG_MAX_RUNS)
                 return;
-            uint32_t node = 0, n = queued_run(p, s, page + i, room, d, &node), some = n;
-            if (n == room && goes_on(p, s, page + i + n - 1))
-                some = before_huge(p, ud__ledger_vaddr(s, page + i, p->page_size), n);
+            uint32_t node = 0, n = queued_run(p, s, page + i, room, d, &node), some = n ? uncut(p, s, d, page + i, n) : 0;
             if (some && (n >= least || n == room) && (!d->nruns || node == d->node))
                 take(p, s, d, page + i, some, node);
             i += n ? n : 1;

@@ -87,10 +87,16 @@ def test_writes_split_and_stay_private() -> None:
         assert len(set(pool.ask("digest"))) == 3
 
 
-def in_huge_pages(pid: int) -> int:
-    """Bytes of shared memory that a process has mapped by whole huge pages."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("ShmemPmdMapped:"))
+def in_huge_pages(pid: int, start: int, nbytes: int) -> int:
+    """Bytes of shared memory that a process has mapped there by whole huge pages."""
+    found, here = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            here = start <= int(name.partition("-")[0], 16) < start + nbytes
+        elif here and name == "ShmemPmdMapped:":
+            found += int(rest[0]) << 10
+    return found
 
 
 def test_merged_memory_lies_in_huge_pages_until_it_is_written() -> None:
@@ -98,7 +104,8 @@ def test_merged_memory_lies_in_huge_pages_until_it_is_written() -> None:
         pytest.skip("no huge pages for shared memory here: `udedup doctor`")
     with Pool("arrays", 3, 64, prefix=run_prefix("huge")) as pool:
         assert settle("huge", 60)
-        assert all(in_huge_pages(pid) >= 32 * MIB for pid in pool.pids)
+        arrays = [(pid, *where) for pid, where in zip(pool.pids, pool.ask("where"), strict=True)]
+        assert all(in_huge_pages(*each) >= 32 * MIB for each in arrays)
         plain = bytearray(b"".join(map(random.Random(5).randbytes, [MIB] * 64)))
         assert set(pool.ask("digest")) == {hashlib.sha256(plain).hexdigest()}
         step = 2 * MIB - 4096  # each huge page is written into
@@ -106,7 +113,7 @@ def test_merged_memory_lies_in_huge_pages_until_it_is_written() -> None:
             mine = bytearray(plain)
             mine[::step] = bytes([number + 1]) * len(mine[::step])
             assert digest == hashlib.sha256(mine).hexdigest()
-        assert max(map(in_huge_pages, pool.pids)) <= 4 * MIB
+        assert not any(in_huge_pages(*each) for each in arrays)
 
 
 def test_forked_children_see_and_keep_the_right_memory() -> None:
