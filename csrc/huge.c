@@ -10,6 +10,7 @@
  * nothing is tried for REST_US; never again where the kernel (< 6.1) does not know it.
  */
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "internal.h"
 
@@ -43,7 +44,7 @@ void ud__huge_store(int fd, uint64_t len)
 {
     uint64_t huge = ud__huge_bytes(), began = ud__now_us();
     len -= len % huge;
-    if (!len || began < rest_until || ud__address_space_limited())
+    if (!len || began < rest_until || ud__limited(RLIMIT_AS))
         return;
     long r = make_huge(fd, len);
     uint64_t now = ud__now_us();

@@ -497,13 +497,13 @@ struct ud__segment {
     uint32_t npages;
     uint32_t node; /* as in struct ud_msg_segment */
 };
-int ud__address_space_limited(void) UD_HIDDEN; /* what room there is is the program's */
+int ud__limited(int resource) UD_HIDDEN; /* RLIMIT_*: what room there is is the program's */
 /* Maps a file where no memory of the program is to come, and for no forked child. place: where its start is to lie, modulo the
  * size of a huge page. The address, or -errno. */
 long ud__map_beside(uint64_t len, uint64_t place, int prot, int fd) UD_HIDDEN;
 void ud__huge_store(int fd, uint64_t len) UD_HIDDEN; /* huge.c: an empty segment gets huge pages, where there are some */
-/* The segment mapped for a comparison, and in the page table already, so that a hold need not wait for it. */
-/* place: where slot 0 is to come, modulo the size of a huge page. */
+/* The segment mapped for a comparison, and in the page table already, so that a hold need not wait for it. place: where
+ * slot 0 is to come, modulo the size of a huge page. */
 void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int movable) UD_HIDDEN;
 void ud__unstage(const struct ud__stage *s) UD_HIDDEN;
 /* Holder, before a batch: may what is in the stage be moved still? */

@@ -27,14 +27,12 @@
 
 static atomic_int cannot_move; /* MREMAP_DONTUNMAP of file mappings came with Linux 5.13 */
 
-static int limited(int resource)
+int ud__limited(int resource)
 {
     struct rlimit room = {RLIM_INFINITY, RLIM_INFINITY};
     ud__sys(__NR_prlimit64, 0, resource, 0, &room);
     return room.rlim_cur != RLIM_INFINITY;
 }
-
-int ud__address_space_limited(void) { return limited(RLIMIT_AS); }
 
 /* With strict accounting (vm.overcommit_memory 2) others may take what unmapping the target gives back. */
 static int strictly_accounted(void)
@@ -68,9 +66,9 @@ void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int
 {
     uint64_t len = (uint64_t)npages << ud__page_shift;
     *s = (struct ud__stage){.len = len};
-    if (ud__address_space_limited())
+    if (ud__limited(RLIMIT_AS))
         return;
-    movable = movable && !atomic_load(&cannot_move) && !limited(RLIMIT_DATA) && !strictly_accounted();
+    movable = movable && !atomic_load(&cannot_move) && !ud__limited(RLIMIT_DATA) && !strictly_accounted();
     long p = ud__map_beside(len, place, PROT_READ | (movable ? PROT_WRITE : 0), fd);
     if (ud__is_err(p))
         return;
@@ -83,7 +81,7 @@ void ud__stage(struct ud__stage *s, int fd, uint32_t npages, uint64_t place, int
 
 void ud__stage_ask(struct ud__stage *s)
 {
-    if (UD__GUARD_ON(UD__GUARD_LIMITS) && s->movable && (ud__address_space_limited() || limited(RLIMIT_DATA)))
+    if (UD__GUARD_ON(UD__GUARD_LIMITS) && s->movable && (ud__limited(RLIMIT_AS) || ud__limited(RLIMIT_DATA)))
         s->movable = 0;
 }
 
