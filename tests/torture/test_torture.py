@@ -10,7 +10,7 @@ import pytest
 
 from torture.runner import Plan, Torture
 
-SECONDS = {"stop": 16.0, "trap": 14.0, "trap-split": 14.0}
+SECONDS = {"stop": 25.0, "trap": 20.0, "trap-split": 20.0}
 
 
 @pytest.fixture(autouse=True)
