@@ -103,7 +103,7 @@ def test_merged_memory_lies_in_huge_pages_until_it_is_written() -> None:
     if lib.ud_probe_huge_store():
         pytest.skip("no huge pages for shared memory here: `udedup doctor`")
     with Pool("arrays", 3, 64, prefix=run_prefix("huge", "--set", "run=0")) as pool:
-        # All of it at once: what is published while a loaded machine still fills the rest is cut where that ends.
+        # All of it at once: what is published while a loaded machine fills the rest is cut where that ends.
         with Client(Domain("huge")) as client:
             client.request("set", knobs={"run": 1})
         assert settle("huge", 60)
