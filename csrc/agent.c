@@ -24,6 +24,7 @@
      CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID)
 #define RETRY_US 1000000u
 #define NAP_US 250000u
+#define REST_NAP_US 500000u /* a wake-up every now and then is much of what an idle program costs */
 #define CALM_PAGES 256
 #define CALM_SHARE 5 /* where little changes, a sixth of a CPU at most */
 #define SLICE_US 20000u
@@ -189,6 +190,7 @@ static uint64_t work(void)
 
 static void serve_until(uint64_t when)
 {
+    uint64_t most = ud__a.resting ? REST_NAP_US : NAP_US;
     for (;;) {
         uint64_t now = ud__now_us();
         if (atomic_load(&ud__a.leave) || ud__a.sock < 0)
@@ -196,7 +198,7 @@ static void serve_until(uint64_t when)
         /* short naps: ud_leave has no other way to be heard */
         if (ud__budget_urgent())
             return;
-        if (now < when && !ud__link_wait(when - now < NAP_US ? when - now : NAP_US))
+        if (now < when && !ud__link_wait(when - now < most ? when - now : most))
             continue;
         int r = ud__link_serve();
         if (r < 0) {

@@ -231,11 +231,35 @@ static int begin(void)
     return 0;
 }
 
+/* Untracked pages, asked for where there are areas: all else (text of libraries, shared memory) is walked in vain. Tracked
+ * areas are asked too, for one that was unmapped and mapped again has lost its tracking; the kernel skips the others. */
+static long tell_untracked(uint64_t *at, struct ud__range *out, size_t cap, uint64_t max_pages)
+{
+    const struct ud__space *s = &ud__pass.space;
+    const struct ud__area *a = ud__space_find(s, *at), *stop = s->list + s->count;
+    size_t n = 0;
+    while (a && a < stop && n < cap) {
+        uint64_t from = a->start > *at ? a->start : *at, end = a->end;
+        for (a++; a < stop && a->start == end; a++)
+            end = a->end;
+        *at = from;
+        long r = (ud__pass.renew ? ud__track_all : ud__track_untracked)(at, end, out + n, cap - n, max_pages);
+        if (r < 0)
+            return r;
+        for (; r > 0; r--, n++)
+            max_pages -= (out[n].end - out[n].start) >> ud__page_shift;
+        if (*at < end || !max_pages)
+            return (long)n;
+    }
+    *at = a && a < stop ? a->start : TOP;
+    return (long)n;
+}
+
 static long one_phase(int written)
 {
-    long (*tell)(uint64_t *, uint64_t, struct ud__range *, size_t, uint64_t) =
-        written ? ud__hot_written : ud__pass.renew ? ud__track_all : ud__track_untracked;
-    long n = tell(&ud__pass.at, TOP, b->ranges, RANGES, ud__a.knobs.pages_to_scan);
+    uint64_t most = ud__a.knobs.pages_to_scan;
+    long n = written ? ud__hot_written(&ud__pass.at, TOP, b->ranges, RANGES, most)
+                     : tell_untracked(&ud__pass.at, b->ranges, RANGES, most);
     if (n < 0)
         return n;
     int r = take_ranges(n, written);

@@ -25,6 +25,7 @@ from udedup.merger.store import Store
 
 Peer = Agent | Control
 _COUNT_PERIOD = 1.0  # seconds between two counts while something happens
+_COUNT_SELDOM = 4.0  # and where they come out as before: programs that write a page now and then
 _BUSY_AFTER = 6.0  # seconds for which counting goes on after the last event
 _ROOM_PERIOD = 0.25  # seconds between two looks at how much memory is free, while something is published
 _KICK_PERIOD = 0.1  # seconds between two kicks while somebody waits in settle
@@ -58,6 +59,8 @@ class Server:
         # Whoever started us has a little longer to connect.
         self._alone_since: float | None = time.monotonic() + max(0.0, 2.0 - linger)
         self._next_count = 0.0
+        self._count_period = _COUNT_PERIOD
+        self._counted: tuple[int, ...] = ()
         self._busy_until = 0.0
         self._next_kick = 0.0
         self._next_room = 0.0
@@ -100,9 +103,7 @@ class Server:
     def _tick(self, now: float) -> None:
         self.planner.scan_due()
         if now < self._busy_until and now >= self._next_count:
-            self._next_count = now + _COUNT_PERIOD
-            self.count()
-            self._collect()
+            self._count_and_collect(now)
         self.advisor.tick(now)
         self.scrubber.tick(now)
         settling = [peer for peer in self._controls() if peer.settling]
@@ -307,6 +308,15 @@ class Server:
 
     def nothing_merged(self) -> bool:
         return self.count()[0]["merged"] == 0
+
+    def _count_and_collect(self, now: float) -> None:
+        sums, store = self.count()
+        counted = (sums["merged"], store["slots"], store["used"])
+        same = counted == self._counted
+        self._counted = counted
+        self._count_period = min(2 * self._count_period, _COUNT_SELDOM) if same else _COUNT_PERIOD
+        self._next_count = now + self._count_period
+        self._collect()
 
     def _collect(self) -> None:
         """Frees segments nobody maps, and empties those that are mostly dead."""
