@@ -105,8 +105,8 @@ def test_long_runs_go_first(bench: Bench) -> None:
 
 
 def test_publications_are_bounded(bench: Bench) -> None:
-    """No plan above 16 MiB, no more than 64 MiB before the agents."""
-    pages = 6 * 4096
+    """No plan above 8 MiB, no more than 16 MiB before the agents."""
+    pages = 6 * 2048
     contents = numbers(1, pages)
     for _ in range(2):
         bench.join(FakeProcess(capacity=512))[1].write(HERE, contents)
@@ -114,9 +114,29 @@ def test_publications_are_bounded(bench: Bench) -> None:
         process.end_pass()
         bench.planner.scan(sid)
     first = [plan for plan in bench.planner.plans() if header_of(plan.data)[0] == wire.PUBLISH]
-    assert [sum(n for _, n, _ in runs(plan.data)) for plan in first] == [4096] * 4  # both publish
-    assert bench.count()[1]["outstanding_pages"] == 16384
+    assert [sum(n for _, n, _ in runs(plan.data)) for plan in first] == [2048] * 2
+    assert len({plan.sid for plan in first}) == 2  # both publish
+    assert bench.count()[1]["outstanding_pages"] == 4096
     assert bench.planner.timer() is not None
+
+
+def test_publications_into_a_large_store_are_larger(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a descriptor. Else little is made at once of memory that merging has yet to free."""
+    monkeypatch.setattr(planner, "_LARGE_STORE", 1024 * PAGE)
+    for _ in range(2):
+        bench.join()[1].write(HERE, numbers(1, 1024))
+    assert not bench.planner.limit(1 << 30)
+    bench.settle()
+    bench.count()
+    assert bench.planner.limit(1 << 30)
+    bench.planner.configure(KEY, bench.settings)
+    for process in bench.processes.values():
+        process.write(THERE, numbers(10**6, 6 * 4096))
+        process.end_pass()
+    for sid in bench.processes:
+        bench.planner.scan(sid)
+    first = [plan for plan in bench.planner.plans() if header_of(plan.data)[0] == wire.PUBLISH]
+    assert [sum(n for _, n, _ in runs(plan.data)) for plan in first] == [4096] * 2
 
 
 def test_min_run_leaves_short_runs(bench: Bench) -> None:
@@ -244,7 +264,7 @@ def test_nothing_more_is_published_before_somebody_merged(
     """A segment is there twice until then, and that is bounded. Who does not answer holds up nobody."""
     for process in [bench.join()[1] for _ in range(2)]:
         process.write(HERE, numbers(1, 8192))
-    bench.planner.limit(16 << 20)
+    bench.planner.limit(8 << 20)
     bench.planner.configure(KEY, bench.settings)
     for sid in bench.processes:
         bench.planner.scan(sid)
@@ -471,7 +491,7 @@ def test_of_several_candidates_one_goes_to_the_store(bench: Bench) -> None:
 
 def test_a_run_of_several_segments_is_published_by_both(bench: Bench) -> None:
     """Each publishes about half of it, and all is stored once."""
-    segment = (16 << 20) // PAGE
+    segment = (8 << 20) // PAGE
     contents = numbers(1, 2 * segment)
     for vaddr in (HERE, THERE, THERE + (1 << 30)):
         bench.join()[1].write(vaddr, contents)
@@ -496,7 +516,7 @@ def test_segments_end_where_huge_pages_do(bench: Bench) -> None:
     plans = [plan for kind in (wire.PUBLISH, wire.MERGE) for plan in sent(bench, kind)]
     ends = {vaddr + npages * PAGE for plan in plans for vaddr, npages, _ in plan}
     assert {end % (huge * PAGE) for end in ends - {start + count * PAGE}} == {0}
-    assert max(npages for plan in plans for _, npages, _ in plan) == 4096
+    assert max(npages for plan in plans for _, npages, _ in plan) == 2048
     assert bench.count()[1]["slots"] == count
 
 

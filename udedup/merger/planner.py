@@ -12,9 +12,12 @@ from udedup.merger.settings import Settings
 from udedup.merger.wire import MSG_MAX
 
 PAGE = mmap.PAGESIZE
-_SEGMENT = 16 << 20  # bytes of a publication, at most
-#: Bytes in publications under way (their pages exist twice until their owner has merged), in the domain.
-_OUTSTANDING, _OUTSTANDING_LEAST = 64 << 20, 1 << 20
+#: Bytes of a publication, and of those under way (their pages exist twice until their owner has merged), in the
+#: domain, at most. Little, so that the next one is made of what merging has just freed: memory that has lain
+#: idle is often to be had from the host of a virtual machine first, at a twentieth of the speed.
+_SEGMENT, _OUTSTANDING, _OUTSTANDING_LEAST = 8 << 20, 16 << 20, 1 << 20
+#: A store of so many bytes has publications twice as large: each is a descriptor.
+_LARGE_STORE = 2 << 30
 
 
 def now_ms() -> int:
@@ -61,7 +64,7 @@ class Planner:
         self._one = ffi.new("struct ud_plan_counts *")
         self._store = ffi.new("struct ud_plan_store *")
         self._header = ffi.new("struct ud_ledger_header *")
-        self._room = _OUTSTANDING
+        self._room, self._scale = _OUTSTANDING, 1
 
     def configure(self, key: tuple[int, int], settings: Settings) -> None:
         conf = ffi.new("struct ud_plan_conf *")
@@ -69,7 +72,7 @@ class Planner:
         conf.run = settings["run"]
         conf.max_page_sharing = settings["max_page_sharing"]
         conf.min_run = settings["min_run"]
-        conf.segment_pages = min(_SEGMENT, self._room) // PAGE
+        conf.segment_pages = min(_SEGMENT * self._scale, self._room) // PAGE
         conf.outstanding_pages = self._room // PAGE
         conf.short_delay = 500
         conf.answer_timeout = 15000
@@ -79,10 +82,10 @@ class Planner:
 
     def limit(self, nbytes: int) -> bool:
         """At most so many bytes are to be in publications under way. True if configure() is to be called."""
-        room = max(_OUTSTANDING_LEAST, min(nbytes, _OUTSTANDING))
-        changed = room != self._room
-        self._room = room
-        return changed
+        before = self._room, self._scale
+        self._scale = 2 if self._store.slots * PAGE >= _LARGE_STORE else 1
+        self._room = max(_OUTSTANDING_LEAST, min(nbytes, _OUTSTANDING * self._scale))
+        return before != (self._room, self._scale)
 
     def queued(self) -> bool:
         """Is anything to be published?"""
