@@ -45,6 +45,12 @@ def environment(pid: int) -> bytes:
         return b""
 
 
+def test_no_more_of_an_importing_pool_is_unlike_than_it_uses():
+    for cell in bench(["imports"], ["udedup"], workers=3).cells:
+        assert cell.status == OK, cell.reason
+        assert 0 < cell.final["distinct"] < cell.total
+
+
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "torch"])
 def test_every_workload_runs_and_repeats_its_results(name):
     report = bench([name], ["layout"], size=8)

@@ -89,7 +89,7 @@ def test_cpythons_own_tests(module: str, tmp_path: Path) -> None:
     """Fails in nothing that passes without merging, with a merging pass every 50 ms."""
     if not _has(module):
         pytest.skip(f"this Python has no test.{module} (Debian: libpython3-testsuite)")
-    # In some virtual machines nobody comes to the VSOCK test's server, with merging or without: it waits for good.
+    # In some virtual machines nobody comes to the VSOCK test's server, merging or not: it waits for good.
     command = [sys.executable, "-m", "test", "--ignore", "*VSOCK*", module]
     merged = run(command, False, tmp_path)
     if merged.returncode:

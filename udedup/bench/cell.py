@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from udedup.bench import others, phases, procfs
+from udedup.bench import contents, others, phases, procfs
 from udedup.bench.control import Pool, WorkerDied
 from udedup.bench.endings import postponed
 from udedup.bench.engines.base import Engine, Run
@@ -121,6 +121,8 @@ def _phases(
         cell.final = meter.snapshot()
         cell.counters = engine.counters(run)
         phases.judge_claim(meter, cell, workload.forks)
+        if workload.alike_by_chance and (unlike := contents.distinct_bytes(run.pids)) is not None:
+            cell.final["distinct"] = unlike
         if spoiled := engine.spoiled(run):
             cell.fail(spoiled)
         if workload.works:

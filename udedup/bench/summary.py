@@ -39,6 +39,8 @@ Figure = Callable[[Cell], float | None]
 PLAIN: dict[str, Figure] = {
     "total": lambda c: c.total,
     "after": lambda c: c.total_after,
+    "distinct": lambda c: c.final.get("distinct"),
+    "beyond": lambda c: c.total - c.final["distinct"] if c.total and "distinct" in c.final else None,
     "uss": lambda c: c.final.get("uss"),
     "rss": lambda c: c.final.get("rss"),
     "available_used": lambda c: c.final.get("available_used"),
@@ -88,8 +90,8 @@ RATIOS = (
 )
 """Figures that are given as a ratio to `none` as well, as `x_<figure>`."""
 
-RIVALRY = ("total", "time_90_s", "time_99_s", "cpu_99_s", "time_data_s", "cpu_data_s", "idle_least_s",
-           "split_us", "rate_merging", "rate_settled")  # fmt: skip
+RIVALRY = ("total", "beyond", "time_90_s", "time_99_s", "cpu_99_s", "time_data_s", "cpu_data_s",
+           "idle_least_s", "split_us", "rate_merging", "rate_settled")  # fmt: skip
 """Figures that are given as a ratio to the rival as well, as `k_<figure>`."""
 
 

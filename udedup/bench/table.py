@@ -66,6 +66,8 @@ MEMORY: tuple[Column, ...] = (
     ("saved MiB", "saved", mib),
     ("net", "net", mib),
     ("of possible", "of_possible", percent),
+    ("unlike MiB", "distinct", mib),
+    ("beyond it", "beyond", mib),
     ("USS MiB", "uss", mib),
     ("RSS MiB", "rss", mib),
     ("MemAvail. used", "available_used", mib),
@@ -103,6 +105,7 @@ COST: tuple[Column, ...] = (
 
 RIVALRY: tuple[Column, ...] = (
     ("memory", "k_total", times),
+    ("beyond unlike", "k_beyond", times),
     ("to 90 %", "k_time_90_s", times),
     ("to 99 %", "k_time_99_s", times),
     ("CPU to 99 %", "k_cpu_99_s", times),
@@ -118,6 +121,8 @@ LEGEND = """\
 PSS+store: PSS summed over the pool, plus pages of the store that nobody maps; every byte counted once.
 saved: what the pool under `none` had more; net: less the memory of merger and `udedup run` (engine PSS).
 after app: PSS+store of `none`, once the application has worked (what it writes to splits again).
+unlike: the distinct contents of the pages that are not files'; the best of mergers would leave no more of
+them. Where that differs from run to run compare what is there beyond it (of files too).
 USS: what only one process has. of possible: saved, of what the workload's data allow; the interpreters'
 own memory may add to it. RSS does not fall with merging: a merged page stays resident in each process.
 MemAvailable and the cgroup count since before the pool's start, and see the whole machine and the whole

@@ -12,8 +12,8 @@ from udedup.merger.settings import Settings
 from udedup.merger.wire import MSG_MAX
 
 PAGE = mmap.PAGESIZE
-#: Bytes of a publication, and of those under way (their pages exist twice until their owner has merged), in the
-#: domain, at most. Little, so that the next one is made of what merging has just freed: memory that has lain
+#: Bytes of a publication, and of those under way in the domain (their pages exist twice until their owner has
+#: merged), at most. Little, so that the next one is made of what merging has just freed: memory that has lain
 #: idle is often to be had from the host of a virtual machine first, at a twentieth of the speed.
 _SEGMENT, _OUTSTANDING, _OUTSTANDING_LEAST = 8 << 20, 16 << 20, 1 << 20
 #: A store of so many bytes has publications twice as large: each is a descriptor.

@@ -54,6 +54,7 @@ class Workload:
     measures = False  # has figures of its own
     forks = False  # workers are forked from a parent that has the data
     has_buffers = False  # explicit regions: what trap mode can merge
+    alike_by_chance = False  # how much can be merged differs from run to run: count what is unlike
     idle_window = False  # measure the engine's CPU while nothing changes
     workers = 4
     size = 256 * MIB

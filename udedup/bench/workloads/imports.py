@@ -53,6 +53,7 @@ class Imports(Workload):
     summary = "spawned workers that import the same modules"
     worker = ImportsWorker
     works = True
+    alike_by_chance = True  # scipy draws at random while it is imported
     workers = 8
     quick_workers = 4
 
