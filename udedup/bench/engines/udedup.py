@@ -85,8 +85,8 @@ class Udedup(Engine):
     def passes(self, run: Run) -> float | None:
         processes = self._stat(run).get("processes", [])
         counts = [float(each["full_scans"]) for each in processes if each.get("pid") in run.pids]
-        # The slowest process decides: a pass of the pool is a pass of each.
-        return min(counts) if counts else 0.0
+        # The CPU is that of all their passes: a pass of the pool is one of each, on average.
+        return sum(counts) / len(counts) if counts else 0.0
 
     def moving(self, run: Run) -> tuple[int, ...]:
         stat = self._stat(run)
