@@ -222,15 +222,15 @@ def own_figures(answers: list[dict[str, Any]]) -> dict[str, float]:
 def idle(meter: Meter, seconds: float) -> dict[str, float]:
     """The engine's CPU while nothing changes: per second, per pass, per cheapest pass where visible."""
     engine, run = meter.engine, meter.run
-    start, cpu, passes = time.monotonic(), engine.cpu(run), engine.passes(run)
+    start, cpu, passes = time.monotonic(), engine.cpu(run), engine.passes_made(run)
     marks = [(cpu, passes or 0.0)]
     while time.monotonic() - start < seconds:
         time.sleep(0.005 if engine.cheap_polls else seconds / 4)
-        if engine.cheap_polls and (now := engine.passes(run)) is not None and now > marks[-1][1]:
+        if engine.cheap_polls and (now := engine.passes_made(run)) is not None and now > marks[-1][1]:
             marks.append((engine.cpu(run), now))
     spent, lasted = engine.cpu(run) - cpu, time.monotonic() - start
     out = {"seconds": lasted, "cpu_s": spent, "cpu_share": spent / lasted}
-    ended = engine.passes(run)
+    ended = engine.passes_made(run)
     if ended is not None and passes is not None and ended > passes:
         out["passes"] = ended - passes
         out["cpu_per_pass_s"] = spent / (ended - passes)

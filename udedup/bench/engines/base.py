@@ -72,6 +72,10 @@ class Engine:
         """Full passes over the pool so far, None when it makes none."""
         return None
 
+    def passes_made(self, run: Run) -> float | None:
+        """The same, as an average where each process makes passes of its own: what CPU is counted by."""
+        return self.passes(run)
+
     def moving(self, run: Run) -> tuple[int, ...]:
         """Counts of pages that stand still once it has settled: merged, given back, not yet judged."""
         return (0,)

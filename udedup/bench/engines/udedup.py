@@ -83,10 +83,16 @@ class Udedup(Engine):
         return sum(procfs.rollup(pid).pss for pid in [*self._runner(run), *([merger] if merger else [])])
 
     def passes(self, run: Run) -> float | None:
-        processes = self._stat(run).get("processes", [])
-        counts = [float(each["full_scans"]) for each in processes if each.get("pid") in run.pids]
-        # The CPU is that of all their passes: a pass of the pool is one of each, on average.
+        """The slowest process decides: a pass of the pool is a pass of each."""
+        return min(self._passes(run), default=0.0)
+
+    def passes_made(self, run: Run) -> float | None:
+        counts = self._passes(run)
         return sum(counts) / len(counts) if counts else 0.0
+
+    def _passes(self, run: Run) -> list[float]:
+        processes = self._stat(run).get("processes", [])
+        return [float(each["full_scans"]) for each in processes if each.get("pid") in run.pids]
 
     def moving(self, run: Run) -> tuple[int, ...]:
         stat = self._stat(run)
