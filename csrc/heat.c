@@ -11,7 +11,7 @@
  */
 #include "pass.h"
 
-#define SOON 4u /* seconds */
+#define SOON 8u /* seconds */
 #define HEAT_MAX 6u
 #define SECONDS 0x3fffu
 

@@ -103,12 +103,10 @@ static uint64_t reach(struct ud__job *j, uint64_t from, uint64_t to, uint64_t en
     return to < end ? to : end;
 }
 
-/* What was split before keeps its digest: taken for new memory, it would have the program look as if it grew (age.c). */
-static void forget_merged(struct ud__job *j, uint64_t at, uint64_t len)
+static void forget_pages(struct ud__job *j, uint64_t at, uint64_t len)
 {
     for (uint64_t off = 0; j->ledger && off < len; off += ud__page)
-        if ((ud__page_state(j->ledger, at + off, NULL) & UD_PG_MASK) == UD_PG_MERGED)
-            ud__page_set(j->ledger, at + off, UD_PG_NONE, 0);
+        ud__page_set(j->ledger, at + off, UD_PG_NONE, 0);
 }
 
 static uint32_t count_merged(uint64_t at, uint64_t len)
@@ -152,7 +150,7 @@ static void unmerge_pieces(struct ud__job *j, int *open)
                 j->result = (uint64_t)(int64_t)r;
                 return;
             }
-            forget_merged(j, from, len);
+            forget_pages(j, from, len);
             j->merged += merged;
             at = from + len;
             p->npages -= (uint32_t)((at - p->vaddr) >> ud__page_shift);

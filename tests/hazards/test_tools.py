@@ -104,10 +104,14 @@ def attached_by_gdb(lab: Lab, gdb: str) -> tuple[int, str]:
     )  # fmt: skip
     try:
         time.sleep(1.0)
-        attached = subprocess.run(
-            [gdb, "-batch", "-nx", "-p", str(child.pid), "-ex", "thread apply all bt 1", "-ex", "detach"],
-            capture_output=True, text=True, timeout=60, env={**os.environ, "DEBUGINFOD_URLS": ""},
-        )  # fmt: skip
+        command = [gdb, "-batch", "-nx", "-p", str(child.pid)]
+        command += ["-ex", "thread apply all bt 1", "-ex", "detach"]
+        for _ in range(3):
+            attached = subprocess.run(
+                command, capture_output=True, text=True, timeout=60, env={**os.environ, "DEBUGINFOD_URLS": ""}
+            )
+            if "already traced" not in attached.stderr:  # it came in the midst of a hold
+                break
         assert "Detaching" in attached.stdout or "detached" in attached.stdout, attached
         out, _ = child.communicate(timeout=60)
     finally:
