@@ -301,6 +301,7 @@ int ud__agent_start(void)
         return -EALREADY;
     while (atomic_load(&ud__a.tid)) /* an agent before us is still on its way out, on this very stack */
         ud__sleep_us(100);
+    atomic_fetch_add(&ud__a.started, 1);
     uint64_t all = ~0ull, before;
     ud__a.pid = (int)ud__sys(__NR_getpid);
     ud__sys(__NR_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);

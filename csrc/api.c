@@ -32,7 +32,12 @@ int ud_joined(void)
 
 static int settled_start(void) { return ud_joined() || atomic_load(&ud__a.state) == UD__AGENT_NONE; }
 
-static int gone(void) { return atomic_load(&ud__a.state) == UD__AGENT_NONE && atomic_load(&ud__a.tid) == 0; }
+static atomic_uint told; /* the last agent that was told to leave; another may have been started since */
+
+static int gone(void)
+{
+    return (atomic_load(&ud__a.state) == UD__AGENT_NONE && atomic_load(&ud__a.tid) == 0) || atomic_load(&ud__a.started) != atomic_load(&told);
+}
 
 int ud_join(const char *socket_path, int regions_advised)
 {
@@ -55,6 +60,7 @@ int ud_join(const char *socket_path, int regions_advised)
 
 int ud_leave(void)
 {
+    atomic_store(&told, atomic_load(&ud__a.started));
     if (atomic_load(&ud__a.state) == UD__AGENT_NONE)
         return -ENOENT;
     atomic_store(&ud__a.left, 1); /* before: memory may grow in the moment after */

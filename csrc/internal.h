@@ -397,6 +397,7 @@ struct ud__agent {
     int have_key;
     atomic_int leave;      /* 1: asked to unmerge and end */
     atomic_int left;       /* the program has left: nothing but ud_join brings an agent back */
+    atomic_uint started;   /* agents, so far: one that is told to leave may be followed by another at once */
     atomic_int poke;       /* futex: wakes the agent while it has no merger */
     int resting;           /* long sleeps between passes: each may as well be thorough */
     int kicked;            /* somebody waits in settle: no idle backoff */
