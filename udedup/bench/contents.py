@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import array
-import mmap
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from udedup.core import ffi, lib
+from udedup.watch.memory import PAGE, read_maps
 
-PAGE = mmap.PAGESIZE
 _CHUNK = 1 << 20  # bytes read at a time
 _PRESENT, _FILE = 1 << 63, 1 << 61  # in /proc/PID/pagemap: Documentation/admin-guide/mm/pagemap.rst
 _KEY = (1, 1)  # of the digest: any will do
@@ -31,22 +29,15 @@ def distinct_bytes(pids: list[int]) -> int | None:
     return len(found) * PAGE
 
 
-def _mappings(pid: int) -> Iterator[tuple[int, int, bool]]:
-    """Start and end of what is private and readable, and whether it is the store's."""
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        where, protection, _, _, _, *name = line.split(None, 5)
-        start, end = (int(each, 16) for each in where.split("-"))
-        if protection[0] == "r" and protection[3] == "p":
-            yield start, end, name[:1] == ["/memfd:udedup-segment (deleted)"]
-
-
 def _digests(pid: int) -> Iterator[list[int]]:
     with open(f"/proc/{pid}/mem", "rb", 0) as memory, open(f"/proc/{pid}/pagemap", "rb", 0) as pagemap:
-        for start, end, of_store in _mappings(pid):
-            for at in range(start, end, _CHUNK):
-                pages = min(end - at, _CHUNK) // PAGE
+        for mapping in read_maps(pid):
+            if mapping.perms[0] != "r" or mapping.perms[3] != "p":
+                continue
+            for at in range(mapping.start, mapping.end, _CHUNK):
+                pages = min(mapping.end - at, _CHUNK) // PAGE
                 entries = array.array("Q", os.pread(pagemap.fileno(), pages * 8, at // PAGE * 8))
-                if wanted := [i for i, entry in enumerate(entries) if of_store or _own(entry)]:
+                if wanted := [i for i, entry in enumerate(entries) if mapping.segment or _own(entry)]:
                     yield _digest(memory.fileno(), at, pages, wanted)
 
 
