@@ -43,7 +43,7 @@ static enum mood of_growth(void)
     int hurry = p->began_us - ud__a.kicked_us < UD__HURRY_US, late = p->began_us - p->growing_us >= PATIENCE_US;
     if (still < STILL_US && !(hurry && still))
         return late ? NONE : GROWING;
-    if (hurry || late || p->grown == UD__GROWN_LOOKED) {
+    if (late || p->grown == UD__GROWN_LOOKED) {
         enum mood m = p->grown == UD__GROWN_LOOKED ? CALM : NONE;
         p->growing_us = 0;
         p->grown = 0;
@@ -73,7 +73,7 @@ static int ripe(uint8_t state, enum mood m)
     if ((state & UD__PARITY) == ud__parity() || m == GROWING || ud__hotness(state) == UD__HOT_LEFT)
         return 0;
     uint8_t age = (uint8_t)((ud__epoch() - state) >> UD__EPOCH_SHIFT & 3);
-    return m == CALM || age >= 2;
+    return m == CALM || age >= 2 || ud__pass.began_us - ud__pass.before_us >= 1u << 20; /* where passes are rare ages wrap */
 }
 
 /* The area that covers the page, looked for only if that is not *known any more; NULL if there is none. */
@@ -145,6 +145,7 @@ static void age(void)
     struct ud__ledger *l = &ud__a.ledger;
     enum mood m = mood();
     ud__pass.growing = m == GROWING;
+    __atomic_store_n(&l->hdr->growing, ud__pass.growing || ud__pass.number == 1, __ATOMIC_RELAXED);
     ud__pass.hot = 0;
     for (uint32_t block = 0; block < l->hdr->block_count; block++)
         if (l->heads[block].vaddr && (l->heads[block].flags & UD__BLOCK_YOUNG))

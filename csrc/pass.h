@@ -16,6 +16,7 @@ struct ud__pass {
     struct ud__space space;
     uint64_t number;      /* of this pass */
     uint64_t began_us;
+    uint64_t before_us;   /* when the pass before began */
     uint64_t thorough_us; /* when the last thorough pass began */
     uint64_t at;          /* cursor */
     uint64_t signature;   /* of the space at the last resync */
@@ -23,6 +24,7 @@ struct ud__pass {
     uint64_t changed;     /* pages in this slice */
     uint64_t written;     /* pages in this pass */
     uint64_t fresh;       /* of those, pages never seen before */
+    uint64_t given_back;  /* pages that were forgotten as they were given back, and not seen again since */
     uint64_t left_to_us;  /* and pages that fork relatives shared with us until now */
     uint64_t growing_us;  /* since when the program grows without a pause; 0: it does not */
     uint64_t grew_us;     /* when it last did */

@@ -56,9 +56,11 @@ void ud_planner_configure(struct ud_planner *p, const struct ud_plan_conf *conf)
         p->conf.max_page_sharing = 1;
     if (p->conf.segment_pages == 0 || p->conf.segment_pages > 1u << 20)
         p->conf.segment_pages = 4096;
-    for (uint32_t i = 1; again && i < p->session_room; i++)
-        if (p->sessions[i])
-            p->sessions[i]->fresh = true;
+    for (uint32_t i = 1; i < p->session_room; i++)
+        if (p->sessions[i]) {
+            p->sessions[i]->fresh |= again;
+            p->sessions[i]->put_off &= conf->run == 1; /* nobody waits for what is not to come */
+        }
 }
 
 /* ---- claims and put-offs ------------------------------------------------------------------------ */
@@ -411,8 +413,12 @@ int ud_planner_next(struct ud_planner *p, int64_t now, struct ud_plan_out *out, 
 /* ---- time ---------------------------------------------------------------------------------------- */
 
 /* When something of a session is to be looked at again, news or not; INT64_MAX: never. */
-static int64_t next_look(const struct ud__session *s)
+static int64_t next_look(const struct ud_planner *p, struct ud__session *s, int64_t now)
 {
+    if (s->put_off)
+        return ud__waits_until(p, s, now);
+    if (s->fresh)
+        return now;
     int64_t again = s->again_count ? s->again_at : INT64_MAX;
     return s->shy_until && s->shy_until < again ? s->shy_until : again;
 }
@@ -421,8 +427,10 @@ int64_t ud_planner_timer(struct ud_planner *p, int64_t now)
 {
     int64_t first = INT64_MAX;
     for (uint32_t i = 1; i < p->session_room; i++)
-        if (p->sessions[i] && next_look(p->sessions[i]) < first)
-            first = next_look(p->sessions[i]);
+        if (p->sessions[i]) {
+            int64_t look = next_look(p, p->sessions[i], now);
+            first = look < first ? look : first;
+        }
     int64_t expiry = next_expiry(p);
     if (expiry < first)
         first = expiry;
@@ -435,7 +443,7 @@ uint32_t ud_planner_due(struct ud_planner *p, int64_t now)
 {
     for (uint32_t i = 1; p->conf.run == 1 && i < p->session_room; i++) {
         struct ud__session *s = p->sessions[i];
-        if (s && (next_look(s) <= now || s->fresh))
+        if (s && next_look(p, s, now) <= now)
             return i;
     }
     return 0;
@@ -448,7 +456,7 @@ int ud_planner_quiet(struct ud_planner *p)
     if (p->queued || p->wait_total || p->move_total || p->plan_count)
         return 0;
     for (uint32_t i = 1; i < p->session_room; i++)
-        if (p->sessions[i] && p->sessions[i]->again_open)
+        if (p->sessions[i] && (p->sessions[i]->again_open || p->sessions[i]->put_off))
             return 0;
     return 1;
 }

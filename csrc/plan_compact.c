@@ -20,8 +20,8 @@
 #define CALM 2000        /* ms without much change before runs are mended */
 #define FEW_BREAKS 128u
 #define CUT_EVERY 32u    /* pages: segments less cut up than that are left as they are */
-#define COST_PART 50u    /* cuts are mended when they cost so big a part of what is saved, in the kernel's memory */
-#define VMAS_PART 4u     /* or when merging has used so big a part of a program's mappings */
+#define COST_PART 20u    /* cuts are mended when they cost so big a part of what is saved, in the kernel's memory */
+#define VMAS_PART 2u     /* or when merging has used so big a part of a program's mappings */
 #define DEAD_MIN 64u     /* slots: below that, dead ones are not worth the work */
 #define DEAD_PART 20u    /* segments above dead_percent are emptied once so big a part of that is dead in all of the store */
 

@@ -73,7 +73,9 @@ static void judge(uint64_t page, uint64_t digest, int written)
     set(page, (uint8_t)(UD_PG_VOLATILE | ud__parity() | ud__epoch() | hot << UD__HOT_SHIFT), digest);
     ud__pass.written++;
     ud__a.ledger.hdr->pages_written++;
-    ud__pass.fresh += old == UD_PG_NONE;
+    int again = old == UD_PG_NONE && ud__pass.given_back;
+    ud__pass.given_back -= (uint64_t)again;
+    ud__pass.fresh += old == UD_PG_NONE && !again;
     ud__pass.left_to_us += old == UD_PG_SHARED;
 }
 
@@ -169,10 +171,11 @@ int ud__pass_take(uint64_t start, uint64_t end, int written)
         uint64_t at = a->start > start ? a->start : start, to = a->end < end ? a->end : end;
         if (a->inode || a->library)
             ((struct ud__area *)a)->seen++; /* it has pages of its own: worth tracking from now on */
+        int told = written && !(a->armed && ud__pass.space.current); /* else the digest tells */
         while (at < to) {
             uint64_t piece = to;
             if (ud__region_allows(at, &piece, ud__advised_only())) {
-                int r = take_own(at, piece, written, !written && ud__pass.renew && a->tracked);
+                int r = take_own(at, piece, told, !written && ud__pass.renew && a->tracked);
                 if (r)
                     return r;
             }
@@ -215,8 +218,10 @@ static int begin(void)
     ud__pass.number++;
     ud__pass.renew = regions != ud__pass.regions;
     ud__pass.regions = regions;
+    ud__pass.before_us = ud__pass.began_us;
     ud__pass.began_us = ud__now_us();
     ud__pass.thorough = thorough();
+    ud__pass.space.current = 0;
     int r = !ud__pass.thorough ? 0 : ud__pass.force_resync ? ud__space_read(&ud__pass.space) : ud__space_look(&ud__pass.space);
     if (r) {
         ud__budget_keep(); /* the limit of mappings may be why */

@@ -58,7 +58,7 @@ static void track(struct ud__space *s, struct ud__area *a)
     if (a->tracked || a->hopeless || !worth_tracking(s, a))
         return;
     int r = ud__track_register(a->start, a->end);
-    a->tracked = r == 0;
+    a->tracked = a->armed = r == 0;
     a->hopeless = r != 0;
 }
 
@@ -159,7 +159,7 @@ int ud__space_read(struct ud__space *s)
     int r = ud__maps_refresh(&ud__a.maps);
     if (r)
         return r;
-    *s = (struct ud__space){.sizes = sizes()};
+    *s = (struct ud__space){.sizes = sizes(), .current = 1};
     r = list_areas(s, &before);
     ud__budget_read(s->mappings, s->added, made);
     if (r)

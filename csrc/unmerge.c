@@ -10,7 +10,7 @@
  */
 #include <sys/mman.h>
 
-#include "internal.h"
+#include "pass.h"
 #include "replace.h"
 #include "trap.h"
 
@@ -103,10 +103,23 @@ static uint64_t reach(struct ud__job *j, uint64_t from, uint64_t to, uint64_t en
     return to < end ? to : end;
 }
 
+static int all_split(const struct ud__job *j, uint64_t at, uint64_t len)
+{
+    for (uint64_t off = 0; off < len; off += ud__page)
+        if ((ud__page_state(j->ledger, at + off, NULL) & UD_PG_MASK) == UD_PG_MERGED)
+            return 0;
+    return 1;
+}
+
+/* What was split before keeps its digest. But not beside what was merged until now: it would be nominated before its
+ * neighbours, and merge in pieces. */
 static void forget_pages(struct ud__job *j, uint64_t at, uint64_t len)
 {
-    for (uint64_t off = 0; j->ledger && off < len; off += ud__page)
+    if (!j->ledger || all_split(j, at, len))
+        return;
+    for (uint64_t off = 0; off < len; off += ud__page)
         ud__page_set(j->ledger, at + off, UD_PG_NONE, 0);
+    ud__pass.given_back += len >> ud__page_shift;
 }
 
 static uint32_t count_merged(uint64_t at, uint64_t len)

@@ -55,7 +55,7 @@ struct ud_ledger_header {
     uint32_t version, page_shift, pid, capacity, block_count, gen;
     uint64_t heads_off, states_off, entries_off, size;
     uint64_t passes, pages_scanned, pages_skipped, pages_merged, pages_zeroed, pages_split;
-    uint64_t pages_unmerged, pages_published, pages_written, trap_splits;
+    uint64_t pages_unmerged, pages_published, pages_written, trap_splits, growing;
     uint64_t merge_failures[...];
     uint64_t freezes, freeze_us_max, freeze_us_sum;
     uint64_t freeze_hist[...];

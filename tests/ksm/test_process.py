@@ -210,3 +210,21 @@ def test_a_program_that_grows_is_merged_when_it_has_stopped(lab: Lab) -> None:
         time.sleep(0.2)
     assert lab.stat()["pages_merged"] == before
     wait_until(lambda: lab.stat()["pages_merged"] >= before + 2 * 15 * 256)
+
+
+def test_what_is_written_once_is_seen_once(lab: Lab) -> None:
+    """All of a merged area is written, so its mapping is given back: the pages look neither new nor written by that."""
+    pages = 4096
+    programs = lab.advised(2, pages, "distinct 1")
+    lab.set(smart_scan=1)
+    wait_until(lambda: all(program.ask("merged")[0] == pages for program in programs))
+    before = lab.stat()
+    for number, program in enumerate(programs):
+        program.ask(f"distinct {2 + number}")
+
+    def since(name: str) -> int:
+        return int(lab.stat()[name] - before[name])
+
+    wait_until(lambda: since("pages_unmerged") >= 2 * pages)
+    time.sleep(2)  # it is seen in its new place, and comes under tracking there
+    assert 2 * pages <= since("pages_written") < 2 * pages * 1.25
