@@ -213,7 +213,7 @@ def test_a_program_that_grows_is_merged_when_it_has_stopped(lab: Lab) -> None:
 
 
 def test_what_is_written_once_is_seen_once(lab: Lab) -> None:
-    """All of a merged area is written, so its mapping is given back: the pages look neither new nor written by that."""
+    """All of a merged area is written, so its mapping is given back: nothing looks new or written by that."""
     pages = 4096
     programs = lab.advised(2, pages, "distinct 1")
     lab.set(smart_scan=1)

@@ -1,4 +1,4 @@
-"""What some hold waits while others of the domain still grow, so that it is merged with theirs in long runs."""
+"""What some hold waits while others of the domain grow, so that it is merged with theirs in long runs."""
 
 import time
 
