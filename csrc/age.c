@@ -145,7 +145,7 @@ static void age(void)
     struct ud__ledger *l = &ud__a.ledger;
     enum mood m = mood();
     ud__pass.growing = m == GROWING;
-    __atomic_store_n(&l->hdr->growing, ud__pass.growing || ud__pass.number == 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&l->hdr->growing, ud__pass.growing, __ATOMIC_RELAXED);
     ud__pass.hot = 0;
     for (uint32_t block = 0; block < l->hdr->block_count; block++)
         if (l->heads[block].vaddr && (l->heads[block].flags & UD__BLOCK_YOUNG))

@@ -74,7 +74,6 @@ static int open_all(void)
         return r;
     struct ud_ledger_header *h = ud__a.ledger.hdr;
     h->pid = (uint32_t)ud__a.pid;
-    h->growing = 1; /* until its first passes tell */
     h->track_kind = (uint32_t)ud__track_open();
     ud__job_probe();
     h->hold_kind = (uint32_t)atomic_load(&ud__hold_way);
