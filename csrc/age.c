@@ -10,7 +10,7 @@
 #define GROWTH_PAGES 32        /* new pages in a pass: the program grows */
 #define CALM_PAGES 256         /* written pages in a pass: it does next to nothing */
 #define PATIENCE_US 15000000u
-#define STILL_US 1000000u  /* it grows until it has not for so long; a pass, if somebody waits in settle */
+#define STILL_US 1000000u  /* it grows until it has not for so long; for a pass, if somebody waits in settle */
 #define GIVE_BACK_PASSES 4 /* merged mappings in which nothing is merged any more are looked for */
 #define GIVE_BACK_MAX 64u  /* of them at a time */
 #define REFRESH_PASSES 16 /* presence, fork sharing and refusals are looked at again */
@@ -384,6 +384,8 @@ void ud__pass_end(void)
         refresh();
     else if (p->thorough)
         sample_shared();
+    if (p->thorough && p->number > p->given_in)
+        p->given_back = 0; /* whatever of it is still there has been seen */
     if (p->thorough && p->number % GIVE_BACK_PASSES == 0)
         give_back_split();
     ud__budget_keep();

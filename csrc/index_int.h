@@ -61,8 +61,8 @@ struct ud__session {
     bool fresh;               /* nothing seen yet: look at everything */
     uint32_t again_count, queued;
     bool again_open; /* ... and a settle has to wait for it */
-    bool put_off;    /* what is new was not looked at, for others grow (plan_growing.c) */
-    int64_t waits_since; /* for them; 0: it does not */
+    bool held_up;    /* what is new was not looked at, for others grow (plan_growing.c) */
+    int64_t waits_since; /* 0: it has not waited since nobody grew */
     int64_t again_at, busy_at, short_since, mute_until;
     int64_t shy_until;        /* 0: no page is shy */
     uint32_t shy_time;
@@ -168,8 +168,9 @@ struct ud__plan *ud__plan_new(struct ud_planner *p, struct ud__session *s, uint1
 struct ud__plan *ud__plan_find(struct ud_planner *p, uint32_t sid, uint32_t number);
 void ud__plan_end(struct ud_planner *p, struct ud__plan *plan);
 
-/* plan_growing.c: until when what is new in a session waits for others; 0: for nobody */
-int64_t ud__waits_until(const struct ud_planner *p, struct ud__session *s, int64_t now);
+/* plan_growing.c: does a scan have to wait for other programs? Until when one that does will, if nothing changes. */
+bool ud__scan_waits(struct ud_planner *p, struct ud__session *s, int64_t now);
+int64_t ud__waits_until(const struct ud_planner *p, const struct ud__session *s, int64_t now);
 
 /* plan_wait.c */
 int ud__wait_for(struct ud_planner *p, struct ud__session *owner, struct ud__wait wait);

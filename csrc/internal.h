@@ -402,7 +402,7 @@ struct ud__agent {
     int resting;           /* long sleeps between passes: each may as well be thorough */
     int kicked;            /* somebody waits in settle: no idle backoff */
     uint64_t kicked_us;    /* when it was last told */
-#define UD__HURRY_US 1000000u /* so long after that neither growth nor pace is waited for */
+#define UD__HURRY_US 1000000u /* so long after that pace is not kept, and growth not waited for longer than it takes to look */
     atomic_int merge_any;  /* enum below */
     uint64_t max_maps;     /* vm.max_map_count */
     uint64_t heap_start;   /* of brk */

@@ -134,7 +134,7 @@ struct ud_ledger_header {
     char cause_text[96];     /* last refusal in words, for doctor and stat */
     uint64_t pages_written;  /* pages found written, or for the first time */
     uint64_t trap_splits;    /* splits that the fault handler made, counted at once; pages_split has them after the next pass */
-    uint64_t growing;        /* 1 while the program grows: none of its pages is nominated meanwhile */
+    uint64_t growing;        /* gauge: 1 while the program grows: no more of its pages are nominated meanwhile */
     uint64_t reserved[15];
 };
 

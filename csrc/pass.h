@@ -24,7 +24,8 @@ struct ud__pass {
     uint64_t changed;     /* pages in this slice */
     uint64_t written;     /* pages in this pass */
     uint64_t fresh;       /* of those, pages never seen before */
-    uint64_t given_back;  /* pages that were forgotten as they were given back, and not seen again since */
+    uint64_t given_back;  /* pages that a holder gave back and forgot, and that were not seen again since: they are not fresh */
+    uint64_t given_in;    /* the pass in which it last did */
     uint64_t left_to_us;  /* and pages that fork relatives shared with us until now */
     uint64_t growing_us;  /* since when the program grows without a pause; 0: it does not */
     uint64_t grew_us;     /* when it last did */

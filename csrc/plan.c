@@ -59,7 +59,7 @@ void ud_planner_configure(struct ud_planner *p, const struct ud_plan_conf *conf)
     for (uint32_t i = 1; i < p->session_room; i++)
         if (p->sessions[i]) {
             p->sessions[i]->fresh |= again;
-            p->sessions[i]->put_off &= conf->run == 1; /* nobody waits for what is not to come */
+            p->sessions[i]->held_up &= conf->run == 1; /* nobody waits for what is not to come */
         }
 }
 
@@ -413,9 +413,9 @@ int ud_planner_next(struct ud_planner *p, int64_t now, struct ud_plan_out *out, 
 /* ---- time ---------------------------------------------------------------------------------------- */
 
 /* When something of a session is to be looked at again, news or not; INT64_MAX: never. */
-static int64_t next_look(const struct ud_planner *p, struct ud__session *s, int64_t now)
+static int64_t next_look(const struct ud_planner *p, const struct ud__session *s, int64_t now)
 {
-    if (s->put_off)
+    if (s->held_up)
         return ud__waits_until(p, s, now);
     if (s->fresh)
         return now;
@@ -456,7 +456,7 @@ int ud_planner_quiet(struct ud_planner *p)
     if (p->queued || p->wait_total || p->move_total || p->plan_count)
         return 0;
     for (uint32_t i = 1; i < p->session_room; i++)
-        if (p->sessions[i] && (p->sessions[i]->again_open || p->sessions[i]->put_off))
+        if (p->sessions[i] && (p->sessions[i]->again_open || p->sessions[i]->held_up))
             return 0;
     return 1;
 }

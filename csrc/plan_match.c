@@ -419,8 +419,7 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t written, int64_
     p->now = now;
     if (written >= BUSY_PAGES)
         s->busy_at = now;
-    s->put_off = ud__waits_until(p, s, now) > now;
-    if (s->put_off)
+    if (ud__scan_waits(p, s, now))
         return 0;
     uint32_t gen = __atomic_load_n(&s->header->gen, __ATOMIC_ACQUIRE);
     struct skip skip = {0, 0};

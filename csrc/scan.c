@@ -31,7 +31,9 @@ static struct buffers {
     uint8_t owners[TODO_PAGES];
 } *b;
 static size_t todo_count, todo_pages;
-static int todo_written;
+/* How a page came to be looked at. ARMED: its area came under tracking just now, so it was told, written or not. */
+enum told { UNASKED, WROTE, ARMED };
+static enum told todo_told;
 
 static void set(uint64_t page, uint8_t state, uint64_t entry)
 {
@@ -54,7 +56,7 @@ static void stayed(uint64_t page, uint8_t state)
 }
 
 /* What a fresh digest of a page means. */
-static void judge(uint64_t page, uint64_t digest, int written)
+static void judge(uint64_t page, uint64_t digest, enum told told)
 {
     uint64_t entry = 0;
     uint8_t state = ud__page_state(&ud__a.ledger, page, &entry), old = state & UD_PG_MASK;
@@ -63,11 +65,11 @@ static void judge(uint64_t page, uint64_t digest, int written)
         ud__heat_split(page);
     }
     int same = entry == digest && (old == UD_PG_VOLATILE || old == UD_PG_STABLE || old == UD_PG_REFUSED);
-    if (!written && same && !(old == UD_PG_VOLATILE && ud__hotness(state) == UD__HOT_LEFT)) {
+    if (told != WROTE && same && !(old == UD_PG_VOLATILE && ud__hotness(state) == UD__HOT_LEFT)) {
         stayed(page, state);
         return;
     }
-    unsigned most = written || same ? UD__HOT_LEFT - 1 : UD__HOT_LEFT; /* untracked pages are not left by hot.c */
+    unsigned most = told || same ? UD__HOT_LEFT - 1 : UD__HOT_LEFT; /* untracked pages are not left by hot.c */
     unsigned hot = old == UD_PG_VOLATILE && ud__a.knobs.smart_scan ? ud__hotness(state) + 1 : 0;
     hot = hot < most ? hot : most;
     set(page, (uint8_t)(UD_PG_VOLATILE | ud__parity() | ud__epoch() | hot << UD__HOT_SHIFT), digest);
@@ -90,7 +92,7 @@ int ud__pass_flush(void)
     for (size_t i = 0; i < todo_count; i++)
         for (uint64_t page = b->todo[i].start; page < b->todo[i].end; page += ud__page, k++)
             if (!b->gone[k])
-                judge(page, b->digest[k], todo_written);
+                judge(page, b->digest[k], todo_told);
     ud__a.ledger.hdr->pages_scanned += k;
     todo_count = todo_pages = 0;
     if (k > OFFER_PAGES)
@@ -98,11 +100,11 @@ int ud__pass_flush(void)
     return r;
 }
 
-static int todo_add(uint64_t start, uint64_t end, int written)
+static int todo_add(uint64_t start, uint64_t end, enum told told)
 {
-    if (todo_count && todo_written != written && ud__pass_flush())
+    if (todo_count && todo_told != told && ud__pass_flush())
         return -EAGAIN;
-    todo_written = written;
+    todo_told = told;
     while (start < end) {
         uint64_t n = (end - start) >> ud__page_shift, room = TODO_PAGES - todo_pages;
         if (todo_count == TODO_RANGES || room == 0) {
@@ -122,11 +124,11 @@ static int todo_add(uint64_t start, uint64_t end, int written)
 
 /* Smart scan, where every pass must read everything: a page that stays the same is read in every 2nd, 4th, 8th, 16th pass,
  * one that always changes is left for longer. */
-static int skip(uint64_t page, int written, int unknown_only)
+static int skip(uint64_t page, enum told told, int unknown_only)
 {
     if (unknown_only)
         return (ud__page_state(&ud__a.ledger, page, NULL) & UD_PG_MASK) != UD_PG_NONE;
-    if (written || !ud__a.knobs.smart_scan || ud__a.ledger.hdr->track_kind == UD_TRACK_UFFD)
+    if (told || !ud__a.knobs.smart_scan || ud__a.ledger.hdr->track_kind == UD_TRACK_UFFD)
         return 0;
     uint8_t state = ud__page_state(&ud__a.ledger, page, NULL), old = state & UD_PG_MASK;
     int left = ud__hot_left(state, page);
@@ -137,7 +139,7 @@ static int skip(uint64_t page, int written, int unknown_only)
 }
 
 /* Pages that fork relatives share already are noted and left; the rest is lined up for the reader. */
-static int take_own(uint64_t start, uint64_t end, int written, int unknown_only)
+static int take_own(uint64_t start, uint64_t end, enum told told, int unknown_only)
 {
     while (start < end) {
         uint32_t n = (uint32_t)((end - start) >> ud__page_shift);
@@ -148,9 +150,9 @@ static int take_own(uint64_t start, uint64_t end, int written, int unknown_only)
         uint64_t from = start;
         for (uint32_t i = 0; i <= n; i++) {
             uint64_t page = start + ((uint64_t)i << ud__page_shift);
-            if (i < n && b->owners[i] == UD__PAGE_OWN && !skip(page, written, unknown_only))
+            if (i < n && b->owners[i] == UD__PAGE_OWN && !skip(page, told, unknown_only))
                 continue;
-            int r = from < page ? todo_add(from, page, written) : 0;
+            int r = from < page ? todo_add(from, page, told) : 0;
             if (r)
                 return r;
             from = page + ud__page;
@@ -171,7 +173,7 @@ int ud__pass_take(uint64_t start, uint64_t end, int written)
         uint64_t at = a->start > start ? a->start : start, to = a->end < end ? a->end : end;
         if (a->inode || a->library)
             ((struct ud__area *)a)->seen++; /* it has pages of its own: worth tracking from now on */
-        int told = written && !(a->armed && ud__pass.space.current); /* else the digest tells */
+        enum told told = !written ? UNASKED : a->armed && ud__pass.space.current ? ARMED : WROTE;
         while (at < to) {
             uint64_t piece = to;
             if (ud__region_allows(at, &piece, ud__advised_only())) {
@@ -221,7 +223,6 @@ static int begin(void)
     ud__pass.before_us = ud__pass.began_us;
     ud__pass.began_us = ud__now_us();
     ud__pass.thorough = thorough();
-    ud__pass.space.current = 0;
     int r = !ud__pass.thorough ? 0 : ud__pass.force_resync ? ud__space_read(&ud__pass.space) : ud__space_look(&ud__pass.space);
     if (r) {
         ud__budget_keep(); /* the limit of mappings may be why */
@@ -272,6 +273,7 @@ static long one_phase(int written)
         return r;
     if (ud__pass.at >= TOP) {
         ud__pass.at = 0;
+        ud__pass.space.current = 0;
         ud__pass.phase = written && ud__pass.thorough ? UNTRACKED : END;
     }
     return n;

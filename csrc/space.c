@@ -70,6 +70,7 @@ static void inherit(struct ud__area *a, const struct ud__space *before)
         int small = (a->end - a->start) >> ud__page_shift < SMALL_AREA;
         a->seen = b->seen + (!a->library && !(a->inode && small));
         a->tracked = b->tracked;
+        a->armed = b->armed && before->current;
         a->hopeless = b->hopeless;
     }
 }

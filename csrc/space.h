@@ -8,7 +8,7 @@ struct ud__area {
     uint64_t start, end, offset, inode;
     uint32_t seen;    /* readings this area has been there, unchanged; and slices that found pages of its own */
     uint8_t tracked;  /* under write tracking */
-    uint8_t armed;    /* by the last reading: all its pages are told once as written, if they were or not */
+    uint8_t armed;    /* when it was read: all its pages are told once as written, if they were or not */
     uint8_t hopeless; /* tracking was refused */
     uint8_t library;  /* data of a program or library: the file's own pages are not looked at */
 };
@@ -23,7 +23,7 @@ struct ud__space {
     uint64_t sizes;   /* of the address space, and memory calls seen, when it was read */
     uint32_t trusted; /* looks since then that found these unchanged */
     uint8_t unripe;   /* an area waits to be tracked */
-    uint8_t current;  /* it was read for this pass */
+    uint8_t current;  /* what is written has not been asked for since it was read */
 };
 
 /* Reads the mappings anew and registers for tracking what has earned it. 0 or -errno. */

@@ -103,7 +103,7 @@ static uint64_t reach(struct ud__job *j, uint64_t from, uint64_t to, uint64_t en
     return to < end ? to : end;
 }
 
-static int all_split(const struct ud__job *j, uint64_t at, uint64_t len)
+static int none_merged(const struct ud__job *j, uint64_t at, uint64_t len)
 {
     for (uint64_t off = 0; off < len; off += ud__page)
         if ((ud__page_state(j->ledger, at + off, NULL) & UD_PG_MASK) == UD_PG_MERGED)
@@ -115,11 +115,13 @@ static int all_split(const struct ud__job *j, uint64_t at, uint64_t len)
  * neighbours, and merge in pieces. */
 static void forget_pages(struct ud__job *j, uint64_t at, uint64_t len)
 {
-    if (!j->ledger || all_split(j, at, len))
+    if (!j->ledger || none_merged(j, at, len))
         return;
-    for (uint64_t off = 0; off < len; off += ud__page)
+    for (uint64_t off = 0; off < len; off += ud__page) {
+        ud__pass.given_back += (ud__page_state(j->ledger, at + off, NULL) & UD_PG_MASK) != UD_PG_NONE;
         ud__page_set(j->ledger, at + off, UD_PG_NONE, 0);
-    ud__pass.given_back += len >> ud__page_shift;
+    }
+    ud__pass.given_in = ud__pass.number;
 }
 
 static uint32_t count_merged(uint64_t at, uint64_t len)

@@ -121,12 +121,12 @@ class Agent:
         self.server.stale()
 
     def note_progress(self) -> None:
-        """Remembers the pass in which the agent last merged anything: settle waits for two without."""
+        """Remembers the pass in which the agent last merged anything, or its program grew: settle waits for two."""
         header = self.server.planner.header(self.sid)
         self.passes = int(header.passes)
         self._written = int(header.pages_written)
         done = int(header.pages_merged + header.pages_zeroed + header.pages_published)
-        if done != self._done:
+        if done != self._done or header.growing:
             self._done = done
             self.active_pass = self.passes
 

@@ -162,7 +162,7 @@ def _process(server: "Server", agent: Any) -> tuple[dict[str, Any], Tally]:
         },
         "full_scans": int(header.passes),
         "passes_since_merge": agent.passes - agent.active_pass,
-        "growing": bool(header.growing),
+        "growing": bool(header.growing) and server.settings["run"] == 1,
         "saved_bytes": saved,
         "general_profit": saved - metadata - int(header.vmas_used) * lib.UD_VMA_BYTES,
         "vmas_used": int(header.vmas_used),
