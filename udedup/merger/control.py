@@ -119,8 +119,8 @@ class Settling:
     """A settle: every agent has ended two passes since it last merged or its program grew, and four in all.
 
     The first of the four was under way already; the second sees what was new then, the third looks at pages
-    that were hot until then, if the program has grown, and the last sees all of it unchanged, which makes it a
-    candidate. Nothing may be queued or before an agent either, nor wait for a program that grows.
+    that were hot until then, if the program has grown, and the last sees all of it unchanged, which makes it
+    a candidate. Nothing may be queued or before an agent either, nor wait for a program that grows.
     """
 
     PASSES_ASKED = 4
