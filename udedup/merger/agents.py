@@ -121,7 +121,7 @@ class Agent:
         self.server.stale()
 
     def note_progress(self) -> None:
-        """Remembers the pass in which it last merged anything, or its program grew: settle waits for two more."""
+        """Remembers the last pass in which it merged or its program grew: settle waits for two more."""
         header = self.server.planner.header(self.sid)
         self.passes = int(header.passes)
         self._written = int(header.pages_written)
