@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from ksm.lab import MERGEABLE, UNMERGEABLE, Lab, Program, wait_until
 
@@ -228,3 +230,28 @@ def test_what_is_written_once_is_seen_once(lab: Lab) -> None:
     wait_until(lambda: since("pages_unmerged") >= 2 * pages)
     time.sleep(2)  # it is seen in its new place, and comes under tracking there
     assert 2 * pages <= since("pages_written") < 2 * pages * 1.25
+
+
+def test_pages_that_a_fork_relative_leaves_are_merged_soon(lab: Lab) -> None:
+    """What only one of them maps any more is looked at in the next passes, not when all is looked at once more."""
+    pages = 2048
+    lab.set(sleep_millisecs=100, idle_millisecs=100)
+    parent, twin = (lab.start(UDEDUP_REGIONS="all") for _ in range(2))
+    parent.ask(f"map {pages}")
+    parent.ask("distinct 1")
+    parent.send("fork sleep 60000")
+    child = wait_until(lambda: psutil.Process(parent.pid).children())[0]
+
+    def entry(program: Program) -> dict[str, Any]:
+        found: list[dict[str, Any]] = [each for each in lab.stat()["processes"] if each["pid"] == program.pid]
+        return found[0] if found else {"fork_shared_pages": 0}
+
+    wait_until(lambda: entry(parent)["fork_shared_pages"] >= pages)
+    twin.ask(f"map {pages}")
+    twin.ask("distinct 1")
+    wait_until(lambda: entry(parent)["full_scans"] % 16 == 1)
+    before = entry(parent)["full_scans"]
+    child.kill()
+    assert parent.ask("merged")[0] == 0
+    wait_until(lambda: parent.ask("merged")[0] >= pages - 64)  # not those of blocks that it shares with others
+    assert entry(parent)["full_scans"] - before < 12
