@@ -233,7 +233,7 @@ def test_what_is_written_once_is_seen_once(lab: Lab) -> None:
 
 
 def test_pages_that_a_fork_relative_leaves_are_merged_soon(lab: Lab) -> None:
-    """What only one of them maps any more is looked at in the next passes, not when all is looked at once more."""
+    """What only one of them maps any more is looked at in the next passes, not when all memory is."""
     pages = 2048
     lab.set(sleep_millisecs=100, idle_millisecs=100)
     parent, twin = (lab.start(UDEDUP_REGIONS="all") for _ in range(2))
@@ -253,5 +253,5 @@ def test_pages_that_a_fork_relative_leaves_are_merged_soon(lab: Lab) -> None:
     before = entry(parent)["full_scans"]
     child.kill()
     assert parent.ask("merged")[0] == 0
-    wait_until(lambda: parent.ask("merged")[0] >= pages - 64)  # not those of blocks that it shares with others
+    wait_until(lambda: parent.ask("merged")[0] >= pages - 64)  # a few lie beside what stays shared
     assert entry(parent)["full_scans"] - before < 12
