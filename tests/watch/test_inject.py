@@ -274,17 +274,21 @@ def test_thread_that_cannot_be_stopped_is_not_caught_later(spawn, built, tmp_pat
     assert process.stdout.readline() == "woke\n"
 
 
-def test_ctrl_c_waits_for_the_borrowed_thread(victim, built, tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["_with_thread", "call_join"])
+def test_ctrl_c_waits_for_the_borrowed_thread(victim, built, tmp_path, monkeypatch, when):
+    """As the tracer's thread starts, and amid its call; more than once."""
     process = victim("cond")
-    real = injecting._Loan.call_join
+    place = injecting if when == "_with_thread" else injecting._Loan
+    real = getattr(place, when)
 
-    def interrupted(self, *args):
-        signal.raise_signal(signal.SIGINT)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        time.sleep(0.05)
-        return real(self, *args)
+    def interrupted(*args):
+        for _ in range(5):
+            signal.raise_signal(signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.01)
+        return real(*args)
 
-    monkeypatch.setattr(injecting._Loan, "call_join", interrupted)
+    monkeypatch.setattr(place, when, interrupted)
     with pytest.raises(KeyboardInterrupt):
         inject(find(process.pid), built / "spy", tmp_path / "log")
     written = time.monotonic() + 10

@@ -6,13 +6,14 @@ delivered. One limit: killed in the instant before the call or after it, a poll 
 anew. Fails: UdedupError. Nothing of ours is left in the process then, save that the library may be loaded.
 """
 
+import contextlib
 import functools
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,30 +99,36 @@ def _in_own_thread(attempt: Callable[[], Injection]) -> Injection:
     that would not stop (asleep in vfork) and would otherwise be caught by our stop when it wakes.
     """
     outcome: list[Injection | BaseException] = []
-    done = threading.Event()
 
     def run() -> None:
         try:
             outcome.append(attempt())
         except BaseException as error:
             outcome.append(error)
-        finally:
-            done.set()
 
     tracer = threading.Thread(target=run, name="udedup-tracer")
-    tracer.start()
-    interrupted = None
-    while not done.is_set():
-        try:
-            done.wait()
-        except KeyboardInterrupt as error:
-            interrupted = error
-    tracer.join()
-    if interrupted:
-        raise interrupted
+    with _interrupts_later():
+        tracer.start()
+        tracer.join()
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """SIGINT acts when the block has ended. To catch it would not do: it may come anywhere, and twice."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal handler of Python's runs here
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if came and callable(before):
+            before(signal.SIGINT, None)
 
 
 def _with_thread(
