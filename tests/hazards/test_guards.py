@@ -47,8 +47,8 @@ TRAP = {
 
 
 def goes_wrong(lab: Lab, argv: list[str | Path], out: str, guards: str, **extra: str) -> None:
-    """Fails unless one of fifteen merged runs without `guards` ends otherwise than with `out`, status 0."""
-    for _ in range(15):
+    """Fails unless one of forty merged runs without `guards` ends otherwise than with `out`, status 0."""
+    for _ in range(40):
         run = lab.merged(argv, UDEDUP_TEST_GUARDS=guards, **extra)
         if run.status != NOT_MERGED and (run.status, run.out) != (0, out):
             return
