@@ -8,7 +8,7 @@ struct ud__area {
     uint64_t start, end, offset, inode;
     uint32_t seen;    /* readings this area has been there, unchanged; and slices that found pages of its own */
     uint8_t tracked;  /* under write tracking */
-    uint8_t armed;    /* when it was read: all its pages are told once as written, if they were or not */
+    uint8_t armed;    /* tracking was asked for as it was read: pages not armed before are told as written, if they were or not */
     uint8_t hopeless; /* tracking was refused */
     uint8_t library;  /* data of a program or library: the file's own pages are not looked at */
 };

@@ -25,6 +25,11 @@ def page(number: int) -> bytes:
     return struct.pack("=Q", number) * (PAGE // 8)
 
 
+def numbers(first: int, count: int) -> list[bytes]:
+    """So many pages of consecutive numbers."""
+    return [page(first + i) for i in range(count)]
+
+
 def digest(content: bytes, key: tuple[int, int] = KEY) -> int:
     out = ffi.new("uint64_t[1]")
     lib.ud_digest_pages(ffi.from_buffer(content), 1, PAGE, ffi.new("uint64_t[2]", key), out)

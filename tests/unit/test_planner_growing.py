@@ -2,13 +2,9 @@
 
 import time
 
-from fake_agent import PAGE, Bench, page
+from fake_agent import PAGE, Bench, numbers
 
 HERE = 0x7F0000000000
-
-
-def numbers(first: int, count: int) -> list[bytes]:
-    return [page(first + i) for i in range(count)]
 
 
 def scan_all(bench: Bench) -> int:

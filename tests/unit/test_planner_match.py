@@ -5,17 +5,13 @@ import struct
 import time
 
 import pytest
-from fake_agent import KEY, PAGE, Bench, FakeProcess, digest, header_of, page, runs, sealed
+from fake_agent import KEY, PAGE, Bench, FakeProcess, digest, header_of, numbers, page, runs, sealed
 
 from udedup.core import lib
 from udedup.merger import planner, wire
 
 HERE = 0x7F0000000000
 THERE = 0x7E0000000000
-
-
-def numbers(first: int, count: int) -> list[bytes]:
-    return [page(first + i) for i in range(count)]
 
 
 def sent(bench: Bench, kind: int) -> list[list[tuple[int, int, int]]]:

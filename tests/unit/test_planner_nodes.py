@@ -1,15 +1,11 @@
 """merge_across_nodes=0: pages of one NUMA node are merged, and lie in segments of that node."""
 
 import pytest
-from fake_agent import PAGE, Bench, node_of, page, runs
+from fake_agent import PAGE, Bench, node_of, numbers, page, runs
 
 from udedup.merger import wire
 
 HERE = 0x7F0000000000
-
-
-def numbers(first: int, count: int) -> list[bytes]:
-    return [page(first + i) for i in range(count)]
 
 
 @pytest.fixture
