@@ -200,9 +200,10 @@ static void run(char *line)
             for (size_t i = 0; i < pages; i++)
                 ++*(volatile uint64_t *)(area + i * PAGE);
         answer(word, 0);
-    } else if (!strcmp(word, "sleep")) { /* milliseconds */
+    } else if (!strcmp(word, "sleep")) { /* n milliseconds, after it has said who sleeps */
+        answer(word, getpid());
+        fflush(stdout);
         nap((double)n / 1e3);
-        answer(word, 0);
     } else if (!strcmp(word, "stacks")) {
         pthread_t t;
         for (int i = 0; i < 2; i++)

@@ -235,12 +235,12 @@ def test_what_is_written_once_is_seen_once(lab: Lab) -> None:
 def test_pages_that_a_fork_relative_leaves_are_merged_soon(lab: Lab) -> None:
     """What only one of them maps any more is looked at in the next passes, not when all memory is."""
     pages = 2048
-    lab.set(sleep_millisecs=100, idle_millisecs=100)
+    lab.set(sleep_millisecs=100, idle_millisecs=100, run=0)  # forked before it is looked at
     parent, twin = (lab.start(UDEDUP_REGIONS="all") for _ in range(2))
     parent.ask(f"map {pages}")
     parent.ask("distinct 1")
-    parent.send("fork sleep 60000")
-    child = wait_until(lambda: psutil.Process(parent.pid).children())[0]
+    child = psutil.Process(parent.ask("fork sleep 60000")[0])
+    lab.set(run=1)
 
     def entry(program: Program) -> dict[str, Any]:
         found: list[dict[str, Any]] = [each for each in lab.stat()["processes"] if each["pid"] == program.pid]
