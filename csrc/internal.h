@@ -111,8 +111,7 @@ int ud__maps_refresh(struct ud__maps *m) UD_HIDDEN;
 int ud__maps_find(struct ud__maps *m, uint64_t addr, struct ud__vma *out) UD_HIDDEN;
 int ud__vma_is_segment(const struct ud__vma *v) UD_HIDDEN; /* one of our merged mappings */
 int ud__vma_plain(const struct ud__vma *v) UD_HIDDEN;      /* private anonymous rw, or ours in such a place */
-int ud__vma_library(const struct ud__vma *v) UD_HIDDEN;    /* data of a program or library, relocated */
-int ud__vma_mergeable(const struct ud__vma *v) UD_HIDDEN;  /* any of these */
+int ud__vma_mergeable(const struct ud__vma *v) UD_HIDDEN;  /* that, or data of a program or library, relocated */
 /* Tells the agent's walk over the mappings, in address order: learns which files are programs. */
 void ud__vma_learn(const struct ud__vma *v) UD_HIDDEN;
 

@@ -87,7 +87,6 @@ struct ud__trap_cell { /* 64 pages: one word for each plane, in one cache line, 
 };
 /* The cell of a page, or NULL where nothing was ever closed. */
 struct ud__trap_cell *ud__trap_cell(uint64_t addr) UD_HIDDEN;
-uint64_t ud__trap_next_leaf(uint64_t addr) UD_HIDDEN; /* where to look on when there is no cell */
 /* Makes room for [start, end). 0, -ENOMEM, or -ERANGE above the 47 (aarch64: 48) bits of an address. */
 int ud__trap_reserve(uint64_t start, uint64_t end) UD_HIDDEN;
 /* Calls fn for each run of pages in [start, end) that have their bit in the plane, in address order; stops

@@ -83,7 +83,8 @@ void ud__trap_map_own(void)
     }
 }
 
-uint64_t ud__trap_next_leaf(uint64_t addr)
+/* Where to look on when there is no cell. */
+static uint64_t next_leaf(uint64_t addr)
 {
     uint64_t bytes = 64ull << (ud__page_shift + LEAF_BITS);
     return (addr & ~(bytes - 1)) + bytes;
@@ -98,7 +99,7 @@ int ud__trap_each(uint64_t start, uint64_t end, enum ud__trap_plane plane, ud__t
         struct ud__trap_cell *c = ud__trap_cell(at);
         uint64_t mask = c ? atomic_load(&c->bits[plane]) : 0;
         if (!mask && !run) { /* nothing here: to the next cell, or leaf */
-            at = c ? (at & ~(cell_bytes - 1)) + cell_bytes : ud__trap_next_leaf(at);
+            at = c ? (at & ~(cell_bytes - 1)) + cell_bytes : next_leaf(at);
             continue;
         }
         int is = mask >> (at >> ud__page_shift & 63) & 1;
@@ -127,7 +128,7 @@ void ud__trap_put(uint64_t start, uint64_t end, enum ud__trap_plane plane, int v
         uint64_t bits = bits_of(at, end, &next);
         struct ud__trap_cell *c = ud__trap_cell(at);
         if (!c)
-            next = ud__trap_next_leaf(at);
+            next = next_leaf(at);
         else if (value)
             atomic_fetch_or(&c->bits[plane], bits);
         else if (atomic_load(&c->bits[plane]) & bits)
@@ -163,7 +164,7 @@ uint64_t ud__trap_edge(uint64_t start, uint64_t end)
         if (!c) {
             if (held)
                 return at;
-            next = ud__trap_next_leaf(at);
+            next = next_leaf(at);
             continue;
         }
         uint64_t mask = atomic_load(&c->bits[UD__TRAP_CLOSED]) | atomic_load(&c->bits[UD__TRAP_PROTECT]);

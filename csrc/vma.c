@@ -256,10 +256,11 @@ void ud__vma_learn(const struct ud__vma *v)
         program_at(file_name(v), 1);
 }
 
-int ud__vma_library(const struct ud__vma *v)
+/* Relocated data of a program or library. */
+static int library_data(const struct ud__vma *v)
 {
     uint32_t kind = v->flags & (UD__VMA_R | UD__VMA_X | UD__VMA_SHARED);
     return kind == UD__VMA_R && v->inode && (ud__vma_is_segment(v) || program_at(file_name(v), 0));
 }
 
-int ud__vma_mergeable(const struct ud__vma *v) { return ud__vma_plain(v) || ud__vma_library(v); }
+int ud__vma_mergeable(const struct ud__vma *v) { return ud__vma_plain(v) || library_data(v); }
