@@ -20,7 +20,7 @@
 #define TLS_ABOVE (16u * 1024)
 #define ROW_MAX 512u /* pages in one call: between two looks at the clock */
 #define ROW_MIN 16u
-#define PAGE_US 1u    /* to compare, remap and free a page, about; in a huge page a quarter of it */
+#define PAGE_US 1u    /* to compare, remap and free a page, about */
 #define SLOTS_BYTES 65536u /* the largest page there is; stays in the cache */
 
 void ud__job_refuse(struct ud__job *j, uint64_t pages, int cause)
@@ -140,6 +140,16 @@ static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, u
         ud__page_set(j->ledger, at + ((uint64_t)i << ud__page_shift), UD_PG_MERGED, UD_SLOT_REF(j->segment, slot + i));
 }
 
+/* Microseconds that a whole huge page took of late; 0: not known, half of what its pages would. Cut it costs four times as much. */
+static uint64_t huge_us;
+
+static void learn_huge(const struct ud__job *j, uint64_t us)
+{
+    if (us > j->budget_us) /* others had the CPU */
+        us = j->budget_us;
+    huge_us = huge_us ? (huge_us * 3 + us) / 4 : us;
+}
+
 /* How many pages to take at once: as many as the time left allows, but no more than to the end of a huge page, so that the next
  * row begins with one. 0: better in the next batch. */
 static uint32_t row_length(const struct ud__job *j, uint64_t at, uint64_t end, uint64_t now)
@@ -148,8 +158,8 @@ static uint32_t row_length(const struct ud__job *j, uint64_t at, uint64_t end, u
     uint64_t n = ((end < edge ? end : edge) - at) >> ud__page_shift;
     if (n > ROW_MAX)
         n = ROW_MAX;
-    if (at + huge == edge && end >= edge) /* cut, a huge page costs four times as much */
-        return n <= time * 2 || !j->rows ? (uint32_t)n : 0;
+    if (at + huge == edge && end >= edge)
+        return now + (huge_us ? huge_us : n * PAGE_US / 2) <= j->stop_us || !j->rows ? (uint32_t)n : 0;
     return (uint32_t)(n <= time ? n : time > ROW_MIN ? time : n < ROW_MIN ? n : ROW_MIN);
 }
 
@@ -167,6 +177,8 @@ static uint64_t merge_span(struct ud__job *j, const struct ud__vma *v, uint64_t 
         uint32_t n = equal_row(j, v, at, slot, most);
         if (n) {
             remap_row(j, v, at, n, slot);
+            if (n == ud__huge_bytes() >> ud__page_shift)
+                learn_huge(j, ud__now_us() - now);
         } else {
             ud__job_refuse(j, 1, UD_CAUSE_CHANGED);
             n = 1;
