@@ -20,6 +20,7 @@ struct ud_plan_conf {
     uint32_t min_run;           /* shortest run worth a mapping, pages */
     uint32_t segment_pages;     /* a publication's slots, at most */
     uint32_t outstanding_pages; /* pages asked for that nobody has merged with yet, in the domain */
+    uint32_t first_pages;       /* of those, after a rest; twice as many with each publication merged with. 0: no fewer */
     uint32_t short_delay;       /* ms without long matches before short runs are taken */
     uint32_t answer_timeout;    /* ms after which a silent agent no longer blocks the others */
     uint32_t dead_percent;      /* dead slots of the store that start a compaction; 0 = never */

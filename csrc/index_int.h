@@ -130,6 +130,8 @@ struct ud_planner {
     struct ud__plan *plans;
     uint32_t plan_count, plan_room, next_plan, next_sid;
     uint64_t wait_total, move_total, outstanding, queued;
+    uint64_t window;  /* of outstanding pages: how many there may be by now */
+    int64_t published_at; /* when the last publication was asked for */
     uint32_t lenders; /* segments with pages lent */
     uint64_t breaks_left; /* cuts that the last tidying could not mend */
     int64_t tidied_at, looked_at, now; /* now: of the scan that runs */

@@ -345,6 +345,8 @@ int ud_planner_result(struct ud_planner *p, uint32_t sid, uint32_t number, uint3
     if (g) {
         g->since = now;
         g->counted = false;
+        if (g->lent && merged)
+            p->window *= 2;
         ud__paid_back(p, g);
     }
     if (!plan->late)

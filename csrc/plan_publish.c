@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include "index_int.h"
 
+#define REST 10000 /* ms without a publication: the memory that merges freed is others' by now */
 #define MAX_PUBLISHES 2u /* before one agent: it copies the one while we plan the other */
 
 static const uint32_t lengths[] = {64, 16, UD__SHORT_RUN, 1};
@@ -230,6 +231,7 @@ static int finish(struct ud_planner *p, struct ud__session *s, struct draft *d, 
     plan->node = d->msg->node = d->node;
     note_promises(p, s, plan);
     p->outstanding += d->npages;
+    p->published_at = now;
     s->publishes++;
     uint32_t bytes = (uint32_t)(sizeof(*d->msg) + d->msg->nruns * sizeof(struct ud_run));
     d->msg->msg = (struct ud_msg){UD_WIRE_MAGIC, UD_MSG_PUBLISH, UD_WIRE_VERSION, bytes, plan->number};
@@ -237,12 +239,23 @@ static int finish(struct ud_planner *p, struct ud__session *s, struct draft *d, 
     return 1;
 }
 
+/* How many pages may be outstanding now. The memory of the first publications is new to us, and nobody knows yet whether it
+ * will be given back by merges; that of the next ones is what was merged, and warm. */
+static uint64_t window(struct ud_planner *p, int64_t now)
+{
+    uint64_t most = p->conf.outstanding_pages, first = p->conf.first_pages ? p->conf.first_pages : most;
+    if (p->window < first || (!p->outstanding && now - p->published_at > REST))
+        p->window = first;
+    return p->window = p->window < most ? p->window : most;
+}
+
 int ud__make_publish(struct ud_planner *p, struct ud__session *s, int64_t now, struct ud_plan_out *out, void *buf)
 {
-    uint64_t left = p->conf.outstanding_pages > p->outstanding ? p->conf.outstanding_pages - p->outstanding : 0;
-    if (!s->queued || s->publishes >= MAX_PUBLISHES || !left)
+    if (!s->queued || s->publishes >= MAX_PUBLISHES)
         return 0;
-    if (p->outstanding && left < s->queued && left < p->conf.segment_pages / 2)
+    uint64_t most = window(p, now), left = most > p->outstanding ? most - p->outstanding : 0;
+    uint64_t whole = most < p->conf.segment_pages ? most : p->conf.segment_pages;
+    if (!left || (p->outstanding && left < s->queued && left < whole / 2))
         return 0; /* soon there is room for a segment that is cut where it should be */
     struct draft d = {.msg = buf, .room = left < p->conf.segment_pages ? (uint32_t)left : p->conf.segment_pages};
     d.runs = malloc(UD_MSG_MAX_RUNS * sizeof(*d.runs));

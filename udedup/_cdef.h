@@ -164,6 +164,7 @@ struct ud_plan_conf {
     uint32_t min_run;
     uint32_t segment_pages;
     uint32_t outstanding_pages;
+    uint32_t first_pages;
     uint32_t short_delay;
     uint32_t answer_timeout;
     uint32_t dead_percent;

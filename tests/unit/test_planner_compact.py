@@ -30,24 +30,24 @@ def split(process: FakeProcess, vaddr: int, number: int) -> None:
 
 
 def test_dead_slots_are_compacted(bench: Bench) -> None:
-    """Two of three pages of a 600-page store are split everywhere; what lives moves to a small segment."""
+    """Two of three pages of a 480-page store are split everywhere; what lives moves to a small segment."""
     for _ in range(3):
-        bench.join()[1].write(HERE, [page(1 + i) for i in range(600)])
+        bench.join()[1].write(HERE, [page(1 + i) for i in range(480)])
     bench.settle()
     for n, process in enumerate(bench.processes.values()):
-        for i in range(600):
+        for i in range(480):
             if i % 3:
                 split(process, HERE + i * PAGE, 10_000 + n * 1000 + i)
     bench.settle()
     store = bench.count()[1]
-    assert (store["slots"], store["dead"]) == (600, 400)
+    assert (store["slots"], store["dead"]) == (480, 320)
     assert bench.planner.compact(PLENTY) == 1
     bench.settle()
     time.sleep(2.1)
     free_idle(bench)
     sums, store = bench.count()
-    assert (store["slots"], store["dead"]) == (200, 0)
-    assert (sums["shared"], sums["sharing"], sums["lost"]) == (200, 400, 0)
+    assert (store["slots"], store["dead"]) == (160, 0)
+    assert (sums["shared"], sums["sharing"], sums["lost"]) == (160, 320, 0)
 
 
 def test_slots_with_one_user_go_back(bench: Bench) -> None:
@@ -72,15 +72,15 @@ def test_slots_with_one_user_go_back(bench: Bench) -> None:
 
 def test_compaction_is_bounded_by_memory(bench: Bench) -> None:
     for _ in range(2):
-        bench.join()[1].write(HERE, [page(1 + i) for i in range(600)])
+        bench.join()[1].write(HERE, [page(1 + i) for i in range(480)])
     bench.settle()
     for n, process in enumerate(bench.processes.values()):
-        for i in range(0, 600, 2):
+        for i in range(0, 480, 2):
             split(process, HERE + i * PAGE, 10_000 + n * 1000 + i)
     bench.settle()
     bench.count()
-    assert bench.planner.compact(299 * PAGE) == 0
-    assert bench.planner.compact(300 * PAGE) == 1
+    assert bench.planner.compact(239 * PAGE) == 0
+    assert bench.planner.compact(240 * PAGE) == 1
 
 
 def test_runs_published_piecemeal_are_mended(bench: Bench) -> None:

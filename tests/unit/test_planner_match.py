@@ -100,8 +100,41 @@ def test_long_runs_go_first(bench: Bench) -> None:
     assert lengths == [200, 20, 5]
 
 
-def test_publications_are_bounded(bench: Bench) -> None:
+def _published(bench: Bench) -> list[int]:
+    """Pages of each publication asked for by now."""
+    plans = [plan for plan in bench.planner.plans() if header_of(plan.data)[0] == wire.PUBLISH]
+    return [sum(n for _, n, _ in runs(plan.data)) for plan in plans]
+
+
+def test_the_first_publications_are_small(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is merged gives the memory for the next: 2 MiB, twice as much each time; after a rest anew."""
+    pages = 4 * 2048
+    for _ in range(2):
+        bench.join(FakeProcess(capacity=512))
+    for later, base in ((0, HERE), (11000, THERE), (12000, HERE + pages * PAGE)):
+        monkeypatch.setattr(planner, "now_ms", lambda later=later: time.monotonic_ns() // 10**6 + later)
+        for process in bench.processes.values():
+            process.write(base, numbers(base, pages))
+        bench.sent.clear()
+        bench.settle()
+        sizes = [sum(n for _, n, _ in runs(data)) for kind, _, data in bench.sent if kind == wire.PUBLISH]
+        assert sum(sizes) == pages
+        assert sizes[:3] == [512, 1024, 2048] if later < 12000 else [2048] * 3
+
+
+def test_without_a_merge_no_more_than_the_first_is_published(bench: Bench) -> None:
+    for _ in range(2):
+        bench.join(FakeProcess(capacity=512))[1].write(HERE, numbers(1, 8 * 2048))
+    for sid, process in bench.processes.items():
+        process.end_pass()
+        bench.planner.scan(sid)
+    assert _published(bench) == [512]
+
+
+def test_publications_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan above 8 MiB, no more than 16 MiB before the agents."""
+    monkeypatch.setattr(planner, "_FIRST", planner._OUTSTANDING)
+    bench.configure()
     pages = 6 * 2048
     contents = numbers(1, pages)
     for _ in range(2):
@@ -118,6 +151,7 @@ def test_publications_are_bounded(bench: Bench) -> None:
 
 def test_publications_into_a_large_store_are_larger(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a descriptor. Else little is made at once of memory that merging has yet to free."""
+    monkeypatch.setattr(planner, "_FIRST", 32 << 20)
     monkeypatch.setattr(planner, "_LARGE_STORE", 1024 * PAGE)
     for _ in range(2):
         bench.join()[1].write(HERE, numbers(1, 1024))
@@ -131,8 +165,7 @@ def test_publications_into_a_large_store_are_larger(bench: Bench, monkeypatch: p
         process.end_pass()
     for sid in bench.processes:
         bench.planner.scan(sid)
-    first = [plan for plan in bench.planner.plans() if header_of(plan.data)[0] == wire.PUBLISH]
-    assert [sum(n for _, n, _ in runs(plan.data)) for plan in first] == [4096] * 2
+    assert _published(bench) == [4096] * 2
 
 
 def test_min_run_leaves_short_runs(bench: Bench) -> None:

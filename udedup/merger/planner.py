@@ -16,6 +16,8 @@ PAGE = mmap.PAGESIZE
 #: merged), at most. Little, so that the next one is made of what merging has just freed: memory that has lain
 #: idle is often to be had from the host of a virtual machine first, at a twentieth of the speed.
 _SEGMENT, _OUTSTANDING, _OUTSTANDING_LEAST = 8 << 20, 16 << 20, 1 << 20
+#: After a rest that much first, for that memory is such; twice as much each time that somebody has merged.
+_FIRST = 2 << 20
 #: A store of so many bytes has publications twice as large: each is a descriptor.
 _LARGE_STORE = 2 << 30
 
@@ -74,6 +76,7 @@ class Planner:
         conf.min_run = settings["min_run"]
         conf.segment_pages = min(_SEGMENT * self._scale, self._room) // PAGE
         conf.outstanding_pages = self._room // PAGE
+        conf.first_pages = _FIRST // PAGE
         conf.short_delay = 500
         conf.answer_timeout = 15000
         conf.dead_percent = 20
