@@ -128,11 +128,15 @@ static void age_block(uint32_t block, enum mood m)
             continue;
         }
         const struct ud__area *a = area_of(page, &known);
-        if (zero_digest(l->entries[base + i]) && ud__a.knobs.use_zero_pages && in_plain_area(a, page))
+        ud__pass.changed++;
+        if (zero_digest(l->entries[base + i]) && ud__a.knobs.use_zero_pages && in_plain_area(a, page)) {
             zero_add(page);
+            l->states[base + i] = kept_still(s, m); /* until it is given back, or refused */
+            young = 1;
+            continue;
+        }
         l->states[base + i] = last_of_mapping(a, page) || ud__stacks_have(page) ? UD_PG_REFUSED : UD_PG_STABLE;
         moved = 1;
-        ud__pass.changed++;
     }
     if (!young)
         l->heads[block].flags &= ~UD__BLOCK_YOUNG;
@@ -150,9 +154,15 @@ static void age(void)
     for (uint32_t block = 0; block < l->hdr->block_count; block++)
         if (l->heads[block].vaddr && (l->heads[block].flags & UD__BLOCK_YOUNG))
             age_block(block, m);
-    if (ud__pass.zeros)
-        ud__plan_zero(ud__pass.zero, ud__pass.zeros);
+}
+
+void ud__pass_give_zeros(void)
+{
+    if (!ud__pass.zeros)
+        return;
+    ud__plan_zero(ud__pass.zero, ud__pass.zeros);
     ud__pass.zeros = 0;
+    ud__ledger_commit(&ud__a.ledger);
 }
 
 /* What the program has closed since it was merged is in no area, and is merged all the same: the interposers must know.

@@ -26,6 +26,7 @@
 #define NAP_US 250000u
 #define REST_NAP_US 500000u /* a wake-up every now and then is much of what an idle program costs */
 #define CALM_PAGES 256
+#define KICKED_US 20000u /* so long between the beginnings of two passes at most while somebody waits */
 #define CALM_SHARE 5 /* where little changes, a sixth of a CPU at most */
 #define SLICE_US 20000u
 #define GROWING_US 200000u /* so long between two passes at most while the program grows: it is merged once that is over */
@@ -167,6 +168,7 @@ static uint64_t work(void)
         if (ud__pass.fresh && idle_us > most / 2) /* a few new pages do not keep us awake, but they keep us looking */
             idle_us = most / 2;
     }
+    ud__pass_give_zeros();
     if (whole && changed < CALM_PAGES) {
         uint64_t mask;
         ud__job_lock(&mask); /* not while a thread of the program moves memory: parked threads do not include us */
@@ -181,8 +183,10 @@ static uint64_t work(void)
     if (!whole)
         return rest / 8; /* in the midst of a pass: a breath, no more */
     if (ud__a.kicked) {
+        uint64_t took = ud__now_us() - ud__pass.began_us;
         ud__a.kicked--;
-        rest = rest < 20000 ? rest : 20000;
+        rest = rest < KICKED_US ? rest : KICKED_US;
+        rest = rest > took ? rest - took : 0;
         return rest > calm ? rest : calm;
     }
     return rest + idle_us > calm ? rest + idle_us : calm;

@@ -351,6 +351,14 @@ void ud__plan_publish(const struct ud_msg_runs *m, struct ud_msg_result *res, in
     *out_fd = fd;
 }
 
+/* A page of zeros that was not given back; it waited as VOLATILE. */
+static void refuse_zero(uint64_t page)
+{
+    uint64_t entry;
+    if ((ud__page_state(&ud__a.ledger, page, &entry) & UD_PG_MASK) == UD_PG_VOLATILE)
+        ud__page_set(&ud__a.ledger, page, UD_PG_REFUSED | 1u << UD__COUNT_SHIFT, entry);
+}
+
 void ud__plan_zero(const struct ud__range *r, size_t n)
 {
     if (pieces_ready() || ud__a.knobs.run != 1)
@@ -360,10 +368,11 @@ void ud__plan_zero(const struct ud__range *r, size_t n)
         pieces[j.npieces++] = (struct ud__piece){r[i].start, (uint32_t)((r[i].end - r[i].start) >> ud__page_shift), 0};
     ud__turn_take();
     run_batches(&j);
+    ud__turn_give();
     ud__a.ledger.hdr->pages_zeroed += j.merged;
     for (size_t i = 0; i < n; i++)
         for (uint64_t page = r[i].start; page < r[i].end; page += ud__page)
-            refuse_page(page);
+            refuse_zero(page);
 }
 
 #define GIVE_BACK_US 10000000u

@@ -44,10 +44,10 @@ static uint64_t forker_mask; /* of the thread that forks, which is in the gate *
  * not to be had in patience_us (0: it is waited for), below a second. */
 static int word_lock(atomic_int *word, const uint64_t *mask, uint64_t patience_us)
 {
-    uint64_t all = ~0ull, waiting = *mask | ~UD__SIGBIT(SIGURG), until = ud__now_us() + patience_us;
     int none = 0;
     if (atomic_compare_exchange_strong(word, &none, 1))
         return 1;
+    uint64_t all = ~0ull, waiting = *mask | ~UD__SIGBIT(SIGURG), until = ud__now_us() + patience_us;
     while (atomic_exchange(word, 2) != 0) {
         uint64_t now = ud__now_us();
         if (patience_us && now >= until)

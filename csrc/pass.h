@@ -57,7 +57,9 @@ int ud__hot_left(uint8_t state, uint64_t page) UD_HIDDEN; /* 1: not to be read i
 /* Digests what may be merged in [start, end) and notes it. 0 or -errno. (scan.c) */
 int ud__pass_take(uint64_t start, uint64_t end, int written) UD_HIDDEN;
 int ud__pass_flush(void) UD_HIDDEN;
-void ud__pass_end(void) UD_HIDDEN; /* age.c */
+/* age.c. Zero pages are given back once the merger knows of the pass: they take holds, and it can plan meanwhile. */
+void ud__pass_end(void) UD_HIDDEN;
+void ud__pass_give_zeros(void) UD_HIDDEN;
 
 /* heat.c: what splits soon after its merge must be left alone for longer before the next one. */
 void ud__heat_merged(uint64_t vaddr, uint64_t pages) UD_HIDDEN; /* a plan was carried out there */
