@@ -140,14 +140,14 @@ static void remap_row(struct ud__job *j, const struct ud__vma *v, uint64_t at, u
         ud__page_set(j->ledger, at + ((uint64_t)i << ud__page_shift), UD_PG_MERGED, UD_SLOT_REF(j->segment, slot + i));
 }
 
-/* Microseconds that a whole huge page took of late; 0: not known, half of what its pages would. Cut it costs four times as much. */
-static uint64_t huge_us;
+/* Microseconds that a whole huge page took of late, half of what its pages would at most: where it took longer others had the CPU.
+ * Cut it costs four times as much. */
+static uint64_t huge_us = ROW_MAX * PAGE_US / 2;
 
-static void learn_huge(const struct ud__job *j, uint64_t us)
+static void learn_huge(uint64_t us)
 {
-    if (us > j->budget_us) /* others had the CPU */
-        us = j->budget_us;
-    huge_us = huge_us ? (huge_us * 3 + us) / 4 : us;
+    uint64_t most = ROW_MAX * PAGE_US / 2, now = (huge_us * 3 + us) / 4;
+    huge_us = now < most ? now : most;
 }
 
 /* How many pages to take at once: as many as the time left allows, but no more than to the end of a huge page, so that the next
@@ -159,7 +159,7 @@ static uint32_t row_length(const struct ud__job *j, uint64_t at, uint64_t end, u
     if (n > ROW_MAX)
         n = ROW_MAX;
     if (at + huge == edge && end >= edge)
-        return now + (huge_us ? huge_us : n * PAGE_US / 2) <= j->stop_us || !j->rows ? (uint32_t)n : 0;
+        return now + huge_us <= j->stop_us || !j->rows ? (uint32_t)n : 0;
     return (uint32_t)(n <= time ? n : time > ROW_MIN ? time : n < ROW_MIN ? n : ROW_MIN);
 }
 
@@ -178,7 +178,7 @@ static uint64_t merge_span(struct ud__job *j, const struct ud__vma *v, uint64_t 
         if (n) {
             remap_row(j, v, at, n, slot);
             if (n == ud__huge_bytes() >> ud__page_shift)
-                learn_huge(j, ud__now_us() - now);
+                learn_huge(ud__now_us() - now);
         } else {
             ud__job_refuse(j, 1, UD_CAUSE_CHANGED);
             n = 1;
