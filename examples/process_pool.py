@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+from multiprocessing.synchronize import Barrier
 
 import udedup
 
@@ -18,16 +19,21 @@ def build() -> list[bytes]:
     return [source.randbytes(1 << 20) for _ in range(16)]
 
 
-def work(number: int) -> int:
+def start(all_here: Barrier) -> None:
+    """What each worker does first. Who is early waits, or it would do the work of those who come late."""
     global blocks
-    if "blocks" not in globals():
-        blocks = build()
+    udedup.join()
+    blocks = build()
+    all_here.wait()
+
+
+def work(number: int) -> int:
     return sum(blocks[number % len(blocks)][:1000])
 
 
 def main() -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Pool(4, initializer=udedup.join) as pool:
+    with context.Pool(4, initializer=start, initargs=(context.Barrier(4),)) as pool:
         results = pool.map(work, range(64))
         udedup.settle(timeout=20)
         print("sum", sum(results))
