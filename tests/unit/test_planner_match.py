@@ -117,7 +117,7 @@ def test_the_first_publications_are_small(bench: Bench, monkeypatch: pytest.Monk
             process.write(base, numbers(base, pages))
         bench.sent.clear()
         bench.settle()
-        sizes = [sum(n for _, n, _ in runs(data)) for kind, _, data in bench.sent if kind == wire.PUBLISH]
+        sizes = [sum(n for _, n, _ in publication) for publication in sent(bench, wire.PUBLISH)]
         assert sum(sizes) == pages
         assert sizes[:3] == [512, 1024, 2048] if later < 12000 else [2048] * 3
 
