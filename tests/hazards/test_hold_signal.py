@@ -21,13 +21,10 @@ PROCESSES = [
     "stores_are_kept", "fork_while_writing", "vfork_and_spawn", "exec_merged", "threads_come_and_go",
     "many_threads", "mremap_beside_masked", "busy_threads", "main_thread_leaves", "close_everything",
     "credentials", "seccomp_strict",
-    "signals_while_held", "eintr_of_read", "eintr_of_read_in_process", "urgent_is_ours",
+    "signals_while_held", "eintr_of_sleep", "eintr_of_read", "eintr_of_read_in_process", "urgent_is_ours",
     "urgent_is_asked", "one_is_filtered", "other_pid_namespace", "descriptor_limit",
     "stopped_and_continued",
 ]  # fmt: skip
-#: A signal between a parked thread's last look and its return loses its EINTR (CONTRIBUTING, Hazards).
-#: That is microseconds wide: not three times in a row.
-INTERRUPTED = ["eintr_is_kept"]
 MAPPINGS = ["mremap_grow", "mremap_move", "dontneed", "dontfork", "mlock_merged", "realloc_large", "trim"]
 SYSCALLS = [
     "read_during_merges", "recv_timeout_is_kept",
@@ -58,17 +55,6 @@ def refused(lab: Lab, program: str, *arguments: str, how: str = "eperm") -> list
 @pytest.mark.parametrize("name", PROCESSES)
 def test_processes(lab: Lab, name: str) -> None:
     lab.same(refused(lab, "processes", name))
-
-
-@pytest.mark.parametrize("name", INTERRUPTED)
-def test_interrupted(lab: Lab, name: str) -> None:
-    for tries_left in (2, 1, 0):
-        try:
-            lab.same(refused(lab, "processes", name))
-            return
-        except AssertionError:
-            if not tries_left:
-                raise
 
 
 @pytest.mark.parametrize("name", MAPPINGS)

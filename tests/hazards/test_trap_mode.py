@@ -13,7 +13,7 @@ MAPPINGS = [
 # Not protections_kept: merged pages that the program has closed stay merged in this mode until it opens them.
 PROCESSES = [
     "stores_are_kept", "fork_while_writing", "fork_storm", "child_lives_on", "vfork_and_spawn", "exec_merged",
-    "threads_come_and_go", "signals_while_held", "eintr_is_kept", "segv_blocked", "close_everything",
+    "threads_come_and_go", "signals_while_held", "eintr_of_sleep", "segv_blocked", "close_everything",
     "stopped_and_continued",
 ]  # fmt: skip
 EDGES = [
