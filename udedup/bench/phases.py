@@ -130,7 +130,7 @@ def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float
     rounds = [app()] if workload.works_merging else []
     asked = shown = time.monotonic()
     while True:
-        at = time.monotonic()
+        at, before = time.monotonic(), time.thread_time()
         total = meter.sample()
         now = time.monotonic()
         if now - shown > 0.25:
@@ -144,9 +144,10 @@ def merge(meter: Meter, cell: Cell, app: App, workload: Workload, limit_s: float
                 break
             if rounds:  # the application goes on, or the engine would settle with memory that rests
                 rounds.append(app())
-        # Closely at first, ever more widely. Never more than a fifth of the time; an application that works
-        # is not to feel it, and memory in small pages takes longer to count than the same in huge ones.
-        cost, elapsed = time.monotonic() - at, at - meter.begun
+        # Closely at first, ever more widely. Never more than a fifth of a CPU; an application that works
+        # is not to feel it, and memory in small pages takes longer to count than the same in huge ones. What
+        # a sample waited for a CPU, or for a lock, it did not take from anybody.
+        cost, elapsed = time.thread_time() - before, at - meter.begun
         time.sleep(max(INTERVAL_S, elapsed / 200, 50 * cost if rounds else 4 * cost))
     if not cell.settled:
         cell.notes.append(f"not settled after {limit_s:.0f} s: the figures are of that moment")
