@@ -132,6 +132,7 @@ struct ud_planner {
     uint64_t wait_total, move_total, outstanding, queued;
     uint64_t window;  /* of outstanding pages: how many there may be by now */
     int64_t published_at; /* when the last publication was asked for */
+    int64_t done_at;      /* when nothing was on its way, at the last look */
     uint32_t lenders; /* segments with pages lent */
     uint64_t breaks_left; /* cuts that the last tidying could not mend */
     int64_t tidied_at, looked_at, now; /* now: of the scan that runs */

@@ -2,7 +2,8 @@
  *
  * Guarantees: only blocks raised since the last look, or put off and due, are read. A match is
  * extended over neighbours whose digests are equal before anything is looked up again, so sharers
- * get long runs. Short runs wait until long ones had their chance (conf.short_delay).
+ * get long runs. Short runs wait until long ones had their chance: until all that was planned is done,
+ * or for conf.short_delay.
  * Fails: what cannot be planned now is put off, never lost.
  */
 #include <errno.h>
@@ -11,6 +12,7 @@
 #define BUSY_AGAIN 100   /* ms until a page whose twin is itself on the move is looked at again */
 #define BUDGET_AGAIN 5000 /* ms until short runs of a session without mappings to spare are */
 #define LONG_RUN 64u     /* runs that are taken even then */
+#define SHORT_SHARE 2    /* in fifths of the delay: so long a process must have been calm, even if nothing is planned */
 #define PATIENCE 60      /* short runs wait so many delays at most, however busy their process is */
 #define BUSY_PAGES 64u   /* written between two reports: their process is busy */
 #define MIRRORS 4u       /* sessions whose page at the same address is asked before the index is */
@@ -95,9 +97,15 @@ static uint32_t price(const struct ud__session *s)
     return budget ? ud_shortest_run(budget, left) : 1;
 }
 
+/* When short runs may be taken of s, if nothing else is on its way then. */
+static int64_t calm_at(const struct ud_planner *p, const struct ud__session *s)
+{
+    return s->busy_at + p->conf.short_delay * SHORT_SHARE / 5;
+}
+
 static bool calm(const struct ud_planner *p, const struct ud__session *s, int64_t now)
 {
-    return now - s->busy_at >= p->conf.short_delay;
+    return p->done_at >= calm_at(p, s) || now - s->busy_at >= p->conf.short_delay;
 }
 
 /* May a run of n be taken now? If not, it is put off. A process that is still growing would get its short
@@ -117,10 +125,10 @@ static bool worth(struct ud_planner *p, struct ud__session *s, struct ud__sessio
         return true;
     if (!s->short_since)
         s->short_since = now;
-    int64_t delay = p->conf.short_delay;
+    int64_t delay = p->conf.short_delay, then = calm_at(p, s), soon = now + delay / 5;
     if (now - s->short_since >= PATIENCE * delay)
         return true;
-    ud__put_off(s, page, now + delay, true);
+    ud__put_off(s, page, then > soon ? then : soon, true);
     return false;
 }
 
@@ -417,6 +425,8 @@ int ud_planner_scan(struct ud_planner *p, uint32_t sid, uint32_t written, int64_
         return 0;
     uint64_t before = pending(p);
     p->now = now;
+    if (!before && !p->plan_count)
+        p->done_at = now;
     if (written >= BUSY_PAGES)
         s->busy_at = now;
     if (ud__scan_waits(p, s, now))

@@ -3,6 +3,7 @@
 import os
 import struct
 import time
+from collections.abc import Callable
 
 import pytest
 from fake_agent import KEY, PAGE, Bench, FakeProcess, digest, header_of, numbers, page, runs, sealed
@@ -593,14 +594,41 @@ def test_mappings_on_their_way_are_counted_once(bench: Bench) -> None:
     assert (sums["merged"], sums["left_vmas"]) == (5 * 480, 0)
 
 
+def _clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def at(ms: int) -> None:
+        monkeypatch.setattr("udedup.merger.planner.now_ms", lambda: ms)
+
+    return at
+
+
+@pytest.mark.parametrize(("done_at", "short_at"), [(0, 200), (250, 300), (1000, 500)])
+def test_short_runs_wait_until_long_ones_are_done(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, done_at: int, short_at: int
+) -> None:
+    """But half a second at most, and 0.2 s at least. They are looked at each tenth of a second."""
+    at = _clock(monkeypatch)
+    at(1_000_000)
+    for sid, process in [bench.join() for _ in range(2)]:
+        process.write(HERE, numbers(1, 1000))
+        process.write(THERE, numbers(2001, 10))
+        bench.planner.scan(sid, 1010)
+    for ms in range(0, 700, 50):
+        at(1_000_000 + ms)
+        while ms >= done_at and bench.step():
+            pass
+        bench.planner.scan_due()
+        if bench.planner.queued() and (ms >= done_at or ms >= short_at):
+            bench.step()
+        if any(run[0] == THERE for plan in sent(bench, wire.PUBLISH) for run in plan):
+            break
+    assert ms == short_at
+
+
 def test_quiet_though_a_page_was_put_off_and_met_in_one_scan(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The page known before is looked at again, as another is matched: in one process, later in one scan."""
-
-    def at(ms: int) -> None:
-        monkeypatch.setattr("udedup.merger.planner.now_ms", lambda: ms)
-
+    at = _clock(monkeypatch)
     (one, first), (two, second) = bench.join(), bench.join()
     steps = ((one, first, HERE + 70 * PAGE), (two, second, HERE), (one, first, HERE))
     for ms, (sid, process, vaddr) in enumerate(steps, 1_000_000):
