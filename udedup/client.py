@@ -6,6 +6,7 @@ One SOCK_SEQPACKET connection; a request is one JSON object with "op", the reply
 
 import json
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from udedup.domain import Domain, how_to_start
 from udedup.errors import UdedupError
 
 _PACKET_MAX = 65536
+_OTHERS_SECONDS = 2.0  # for a merger that somebody else has started
 _START_SECONDS = 60.0  # of a machine with thirty threads for each CPU; a merger that fails says so at once
 _NO_JSON = "the merger sent no JSON; does another version of udedup run there?"
 
@@ -125,8 +127,9 @@ def ensure_merger(domain: Domain, seconds: float = _START_SECONDS) -> Client:
     except NoMerger:
         pass
     domain.ensure_dir()
-    said = _spawn_merger(domain)
+    said, alive = _spawn_merger(domain)
     deadline = time.monotonic() + seconds
+    silent = f"no answer in {seconds:.0f} s"
     pause = 0.005
     try:
         while True:
@@ -135,15 +138,25 @@ def ensure_merger(domain: Domain, seconds: float = _START_SECONDS) -> Client:
             except NoMerger:
                 words = os.pread(said, 4096, 0).decode(errors="replace").strip()
                 if words or time.monotonic() > deadline:
-                    cause = words.splitlines()[-1] if words else f"no answer in {seconds:.0f} s"
+                    cause = words.splitlines()[-1] if words else silent
                     raise UdedupError(
                         f"the merger did not start: {cause}; "
                         f"run `udedup merger --domain {domain.name}` to see why"
                     ) from None
+            if _ended(alive):  # somebody else may have started one at the same time
+                deadline = min(deadline, time.monotonic() + _OTHERS_SECONDS)
+                silent = "it ended, or was killed, without a word"
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)
     finally:
         os.close(said)
+        os.close(alive)
+
+
+def _ended(alive: int) -> bool:
+    watch = select.poll()
+    watch.register(alive, 0)  # POLLHUP is told in any case
+    return bool(watch.poll(0))
 
 
 def merger_argv(domain: Domain, linger: float) -> list[str]:
@@ -151,9 +164,13 @@ def merger_argv(domain: Domain, linger: float) -> list[str]:
     return [sys.executable, "-P", "-m", "udedup", "merger", "--domain", domain.name, "--linger", str(linger)]
 
 
-def _spawn_merger(domain: Domain) -> int:
-    """Starts it as a grandchild in a session of its own; returns a descriptor with its stderr."""
+def _spawn_merger(domain: Domain) -> tuple[int, int]:
+    """Starts it as a grandchild in a session of its own.
+
+    Returns a descriptor with its stderr, and one that can be read as soon as it has ended.
+    """
     said = os.memfd_create("udedup-merger-stderr")
+    alive, its_end = os.pipe()
     # It must not merge itself, nor be held by whom it serves.
     env = {key: value for key, value in os.environ.items() if key == "UDEDUP_DIR" or key[:7] != "UDEDUP_"}
     preloaded = env.pop("LD_PRELOAD", "").replace(":", " ").split()
@@ -161,16 +178,24 @@ def _spawn_merger(domain: Domain) -> int:
     if preload:
         env["LD_PRELOAD"] = ":".join(preload)
     linger = float(os.environ.get("UDEDUP_LINGER", "3"))
-    starter = subprocess.run(
-        [*merger_argv(domain, linger), "--background"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=said,
-        env=env,
-        cwd="/",
-        start_new_session=True,
-        check=False,
-    )
+    try:
+        starter = subprocess.run(
+            [*merger_argv(domain, linger), "--background"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env=env,
+            cwd="/",
+            start_new_session=True,
+            pass_fds=(its_end,),
+            check=False,
+        )
+    except OSError:
+        os.close(said)
+        os.close(alive)
+        raise
+    finally:
+        os.close(its_end)
     if starter.returncode and not os.fstat(said).st_size:
         os.write(said, f"exit status {starter.returncode}".encode())
-    return said
+    return said, alive

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from udedup.client import Client, NoMerger, merger_argv
+from udedup.client import Client, NoMerger, ensure_merger, merger_argv
 from udedup.domain import Domain
 from udedup.errors import UdedupError
 
@@ -133,3 +134,23 @@ def test_dead_socket_is_no_merger(domains: Path) -> None:
 
 def test_command_line_shows_what_runs(domains: Path) -> None:
     assert "udedup merger" in " ".join(merger_argv(Domain("d"), 3.0))
+
+
+@pytest.mark.parametrize(
+    ("program", "cause"),
+    [
+        ("import os, signal\nif not os.fork(): os.kill(os.getpid(), signal.SIGKILL)", "was killed"),
+        ("import os, sys\nif not os.fork(): sys.exit('no memory')", "no memory"),
+        ("import sys\nsys.exit(3)", "exit status 3"),
+    ],
+)
+def test_merger_that_does_not_come_up(
+    domains: Path, monkeypatch: pytest.MonkeyPatch, program: str, cause: str
+) -> None:
+    """It is not waited for; and no descriptor is left of it."""
+    monkeypatch.setattr("udedup.client.merger_argv", lambda *_: [sys.executable, "-c", program])
+    before, began = os.listdir("/proc/self/fd"), time.monotonic()
+    with pytest.raises(UdedupError, match=cause):
+        ensure_merger(Domain("d"))
+    assert time.monotonic() - began < 30  # of sixty
+    assert len(os.listdir("/proc/self/fd")) == len(before)
