@@ -4,6 +4,7 @@ One SOCK_SEQPACKET connection; a request is one JSON object with "op", the reply
 {"ok": true, "chunks": n} and n packets that joined are JSON, or {"ok": false, "error": text}.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -19,7 +20,7 @@ from udedup.domain import Domain, how_to_start
 from udedup.errors import UdedupError
 
 _PACKET_MAX = 65536
-_OTHERS_SECONDS = 2.0  # for a merger that somebody else has started
+_ENDING_SECONDS = 10.0  # of a merger that ends: it holds the lock until its store is freed
 _START_SECONDS = 60.0  # of a machine with thirty threads for each CPU; a merger that fails says so at once
 _NO_JSON = "the merger sent no JSON; does another version of udedup run there?"
 
@@ -122,32 +123,42 @@ def ensure_merger(domain: Domain, seconds: float = _START_SECONDS) -> Client:
 
     Raises UdedupError if it does not come up within so many seconds, with what it said.
     """
-    try:
-        return Client(domain)
-    except NoMerger:
-        pass
-    domain.ensure_dir()
-    said, alive = _spawn_merger(domain)
     deadline = time.monotonic() + seconds
-    silent = f"no answer in {seconds:.0f} s"
+    cause = f"no answer in {seconds:.0f} s"
+    while True:
+        with contextlib.suppress(NoMerger):
+            return Client(domain)
+        if time.monotonic() >= deadline:
+            raise _not_started(domain, cause)
+        domain.ensure_dir()
+        if client := _start_merger(domain, deadline):
+            return client
+        if time.monotonic() < deadline:  # one that is just ending may have held the lock: another try
+            cause = "it ended, or was killed, without a word"
+            deadline = min(deadline, time.monotonic() + _ENDING_SECONDS)
+            time.sleep(0.1)
+
+
+def _not_started(domain: Domain, cause: str) -> UdedupError:
+    remedy = f"run `udedup merger --domain {domain.name}` to see why"
+    return UdedupError(f"the merger did not start: {cause}; {remedy}")
+
+
+def _start_merger(domain: Domain, deadline: float) -> Client | None:
+    """Starts one and waits for it; None at the deadline, or if it has ended without a word."""
+    said, alive = _spawn_merger(domain)
     pause = 0.005
     try:
-        while True:
-            try:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(NoMerger):
                 return Client(domain)
-            except NoMerger:
-                words = os.pread(said, 4096, 0).decode(errors="replace").strip()
-                if words or time.monotonic() > deadline:
-                    cause = words.splitlines()[-1] if words else silent
-                    raise UdedupError(
-                        f"the merger did not start: {cause}; "
-                        f"run `udedup merger --domain {domain.name}` to see why"
-                    ) from None
-            if _ended(alive):  # somebody else may have started one at the same time
-                deadline = min(deadline, time.monotonic() + _OTHERS_SECONDS)
-                silent = "it ended, or was killed, without a word"
+            if words := os.pread(said, 4096, 0).decode(errors="replace").strip():
+                raise _not_started(domain, words.splitlines()[-1])
+            if _ended(alive):
+                return None
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)
+        return None
     finally:
         os.close(said)
         os.close(alive)

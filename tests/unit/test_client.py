@@ -1,5 +1,6 @@
 """The control connection, against a merger that is played by the test."""
 
+import fcntl
 import json
 import os
 import socket
@@ -149,8 +150,27 @@ def test_merger_that_does_not_come_up(
 ) -> None:
     """It is not waited for; and no descriptor is left of it."""
     monkeypatch.setattr("udedup.client.merger_argv", lambda *_: [sys.executable, "-c", program])
+    monkeypatch.setattr("udedup.client._ENDING_SECONDS", 1.0)
     before, began = os.listdir("/proc/self/fd"), time.monotonic()
     with pytest.raises(UdedupError, match=cause):
         ensure_merger(Domain("d"))
     assert time.monotonic() - began < 30  # of sixty
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_merger_that_is_just_ending(domains: Path) -> None:
+    """It listens no more, but holds the lock still: whoever is started meanwhile ends at once."""
+    domain = Domain("d")
+    domain.ensure_dir()
+    lock = os.open(domain.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def end() -> None:
+        domain.lock.unlink()
+        os.close(lock)
+
+    ending = threading.Timer(1.0, end)
+    ending.start()
+    with ensure_merger(domain, 30) as client:
+        assert client.request("stat")["processes"] == []
+    ending.join()
