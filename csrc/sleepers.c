@@ -177,11 +177,12 @@ static int last_cpu(int taskfd, int tid)
     return *s ? (int)ud__get_dec(&s) : -1;
 }
 
-/* The last offset serves for who slept already when it was taken: time may have been stolen since. */
+/* The last offset serves for who slept already when it was taken: time may have been stolen since. Not at the same
+ * reading: the clock may stand still between two. */
 static int offset_serves(int cpu, uint64_t since_sched_us, uint64_t now)
 {
     return offset.cpu == cpu && now - offset.at_us < 100000 &&
-           (since_sched_us <= offset.at_sched_us || !UD__GUARD_ON(UD__GUARD_OFFSET));
+           (since_sched_us < offset.at_sched_us || !UD__GUARD_ON(UD__GUARD_OFFSET));
 }
 
 /* Goes to that CPU for a moment and compares its clock with ours. 0, or -errno. */

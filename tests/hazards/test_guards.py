@@ -354,9 +354,12 @@ def test_the_next_sleep_is_not_taken_for_the_one_before(racing: Lab, how: str) -
 
 
 def test_sleeps_are_never_short_where_time_is_stolen(racing: Lab) -> None:
-    """Told by a clock that a hypervisor stops: "stolen" plays it. On one CPU, so that one offset serves."""
+    """Told by a clock that a hypervisor stops: "stolen" plays it. On one CPU, so that one offset serves.
+
+    Beside busy processes one of 36 was short while an offset served for a sleep at the same reading.
+    """
     argv = ["taskset", "-c", "0", *refused(racing, "syscalls", "sleepers_see_nothing")]
-    racing.same(argv, UDEDUP_TEST_GUARDS="stolen")
+    racing.same(argv, UDEDUP_TEST_GUARDS="stolen", HZ_NO_LARGE_WRITE="1")
     goes_wrong(racing, argv, racing.plain(argv).out, "stolen,offset")
 
 
